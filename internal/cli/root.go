@@ -1,0 +1,93 @@
+// Package cli is the command line of stead: commands, flags, progress, and the only place that
+// turns errors into text for people. It decides nothing about interception, targets or policy.
+//
+// To add a command: write newXCommand(a *app) *cobra.Command in a file of its own and add it to
+// the table in root. RunE returns errors (see package fault) and prints none; output of the
+// command goes to a.stdout, all that stead says on its own account to a.stderr.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stead-dev/stead/internal/fault"
+)
+
+// app is what the commands share of the process they run in, so that a test can run them in its own.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	env            []string // KEY=value, as os.Environ gives it
+}
+
+// Run executes the command line args (without the program's name) and returns the exit code.
+// It installs no signal handler: ctx ends what runs.
+func Run(ctx context.Context, args, env []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, env: env}
+	root := newRoot(a)
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	var code exitCode
+	if errors.As(err, &code) {
+		return int(code)
+	}
+	if err != nil {
+		report(stderr, err)
+	}
+	return fault.Exit(err)
+}
+
+// exitCode ends the process with a code and no message: the program under stead ended with it.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+
+// report prints err the way every failure of stead is told: one line with the cause, one with
+// what to do about it.
+func report(w io.Writer, err error) {
+	fmt.Fprintf(w, "error: %s\n", oneLine(err.Error()))
+	if hint := fault.Hint(err); hint != "" {
+		fmt.Fprintf(w, "hint: %s\n", oneLine(hint))
+	}
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "stead",
+		Short:         "Run a process on your laptop in a pod's stead",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fault.With(err, c.CommandPath()+" --help")
+	})
+	for _, newCommand := range []func(*app) *cobra.Command{
+		newVersionCommand,
+	} {
+		root.AddCommand(newCommand(a))
+	}
+	return root
+}
+
+// environ returns the value of key in env, "" when it is not set.
+func environ(env []string, key string) string {
+	for _, kv := range env {
+		if v, ok := strings.CutPrefix(kv, key+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+

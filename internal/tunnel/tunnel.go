@@ -1,0 +1,46 @@
+// Package tunnel is the one logical connection between a session and an agent, and the streams on
+// it.
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+)
+
+// Conn is one end of a tunnel. Its methods may be called from any goroutine.
+type Conn interface {
+	// Open begins a stream. It does not wait for the peer.
+	Open(ctx context.Context) (Stream, error)
+	// Accept waits for a stream that the peer opened.
+	Accept(ctx context.Context) (Stream, error)
+	// Close ends the tunnel and every stream on it, on both ends.
+	Close() error
+	// Done is closed when the tunnel is over for good; Err then says why.
+	Done() <-chan struct{}
+	Err() error
+}
+
+// Stream is a byte stream with the manners of a TCP connection: half-close, reset, backpressure.
+// Read, Write and the rest may be called from different goroutines.
+type Stream interface {
+	net.Conn
+	// CloseWrite sends the end of our bytes; the peer reads io.EOF after the last of them.
+	CloseWrite() error
+	// Reset ends both directions at once; the peer's calls fail with a *ResetError carrying code
+	// (a Linux errno, or 0).
+	Reset(code uint32) error
+}
+
+// ResetError is what a stream's calls return after the peer reset it.
+type ResetError struct{ Code uint32 }
+
+func (e *ResetError) Error() string { return fmt.Sprintf("stream reset by peer (code %d)", e.Code) }
+
+// ErrClosed is returned by the calls of a Conn or Stream that this end has closed.
+var ErrClosed = errors.New("tunnel closed")
+
+// Dialer gives a fresh transport connection to the same agent; it is called again whenever the
+// last one was lost.
+type Dialer func(ctx context.Context) (net.Conn, error)
