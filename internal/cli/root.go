@@ -90,4 +90,3 @@ func environ(env []string, key string) string {
 	}
 	return ""
 }
-

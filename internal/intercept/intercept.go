@@ -1,0 +1,81 @@
+// Package intercept is the seam between what catches the program's system calls (notify on Linux,
+// a preloaded shim elsewhere) and what answers them (package session): the calls as Go values and
+// the Handler that decides.
+//
+// An interceptor knows nothing of pods or policy. A Handler knows nothing of how a call was caught:
+// it gets the program's own socket as a descriptor of ours that shares the open file description,
+// acts on it, and says how the call ends. So after connect or accept the kernel moves the
+// program's bytes and nobody is asked again.
+package intercept
+
+import (
+	"context"
+	"net/netip"
+	"syscall"
+)
+
+// Socket is the program's socket in a call. It is valid until the call is over; a Handler that
+// needs it later asks Again.
+type Socket struct {
+	FD       int    // ours; the same open file description as the program's
+	Cookie   uint64 // SO_COOKIE: stays the same over dup, fork and SCM_RIGHTS, is never used again
+	Family   int    // AF_INET or AF_INET6: the socket's, which is what counts, not an address's
+	Type     int    // SOCK_STREAM, SOCK_DGRAM
+	Protocol int    // IPPROTO_TCP, IPPROTO_UDP, ...
+	Nonblock bool
+
+	// Again takes the socket once more, after the call is over. It fails when the program has
+	// closed it or moved it to another descriptor. The caller closes the result.
+	Again func() (fd int, err error)
+}
+
+// Outcome says how a call ends. Exactly one of these holds: Continue, the kernel runs the call as
+// it stands; Later, the answer takes time and Later finds it; else the call returns Errno where
+// that is not 0, and Value.
+type Outcome struct {
+	Continue bool
+	Errno    syscall.Errno
+	Value    int64
+	// Later runs on a goroutine of its own with the Socket still valid. Its context ends when the
+	// program's thread gets a signal or dies; the call is then restarted or failed by the kernel,
+	// so Later must leave nothing half done that a second call of the same kind cannot take up.
+	Later func(context.Context) Outcome
+}
+
+// Continue lets the kernel run the call.
+var Continue = Outcome{Continue: true}
+
+// Fail ends the call with an errno.
+func Fail(e syscall.Errno) Outcome { return Outcome{Errno: e} }
+
+// Handler answers the calls. Its methods are called from the interceptor's receiver and must not
+// block; what takes time goes into Outcome.Later. Addresses are as the program gave them, a
+// v4-mapped one stays v4-mapped.
+type Handler interface {
+	Bind(s *Socket, at netip.AddrPort) Outcome
+	Listen(s *Socket, backlog int) Outcome
+	Connect(s *Socket, to netip.AddrPort) Outcome
+	// Accepted is told the address from which a connection on the program's listener comes as our
+	// kernel sees it, and returns the one that the program is to see.
+	Accepted(listener *Socket, from netip.AddrPort) netip.AddrPort
+	// PeerName and SockName return what the program is to see. ErrnoOK with an invalid address
+	// leaves the answer to the kernel.
+	PeerName(s *Socket) (netip.AddrPort, syscall.Errno)
+	SockName(s *Socket) (netip.AddrPort, syscall.Errno)
+	// SocketError is getsockopt(SO_ERROR): ok false leaves the answer to the kernel.
+	SocketError(s *Socket) (errno syscall.Errno, ok bool)
+	// SendTo sends a datagram (Type SOCK_DGRAM) to an address. payload is only valid during the call.
+	SendTo(s *Socket, to netip.AddrPort, payload []byte) Outcome
+	// ReceivesFor says whether addresses of datagrams that this socket receives need Source.
+	// The first form is asked before the socket is taken: false means none does.
+	ReceivesAny() bool
+	ReceivesFor(s *Socket) bool
+	// Source translates the address from which a datagram came.
+	Source(s *Socket, from netip.AddrPort) netip.AddrPort
+	// ConnectUnix decides about connect(2) on a unix socket by its path (abstract names begin with @).
+	ConnectUnix(path string) Outcome
+	// Hostname is the nodename and domain name for uname(2) when Options.Uname is on.
+	Hostname() (node, domain string)
+	// Trouble tells what went wrong in a way that the program's errno cannot say.
+	Trouble(err error)
+}

@@ -1,0 +1,84 @@
+package notify
+
+import (
+	"golang.org/x/sys/unix"
+)
+
+// Options says which calls the filter traps beside the network's.
+type Options struct {
+	Uname bool // uname: where the program has no UTS namespace of its own
+}
+
+// Offsets in struct seccomp_data. Arguments are 64 bit, little endian on both our CPUs.
+const (
+	offNR   = 0
+	offArch = 4
+	offArgs = 16
+)
+
+func argLow(i uint32) uint32  { return offArgs + 8*i }
+func argHigh(i uint32) uint32 { return offArgs + 8*i + 4 }
+
+func stmt(code uint16, k uint32) unix.SockFilter { return unix.SockFilter{Code: code, K: k} }
+
+func jump(op uint16, k uint32, jt, jf uint8) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_JMP | op | unix.BPF_K, K: k, Jt: jt, Jf: jf}
+}
+
+func load(off uint32) unix.SockFilter { return stmt(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, off) }
+func ret(k uint32) unix.SockFilter    { return stmt(unix.BPF_RET|unix.BPF_K, k) }
+
+var (
+	allow = ret(unix.SECCOMP_RET_ALLOW)
+	trap  = ret(unix.SECCOMP_RET_USER_NOTIF)
+)
+
+// Filter returns the BPF program for the calls of the table.
+//
+// Calls of another architecture pass: 32-bit programs on amd64 (and x32, whose numbers have bit 30
+// set and match no row) run without us. io_uring would go past the filter: its set-up is answered
+// with ENOSYS, and libuv, tokio and the rest fall back. A second listener in the tree, which a
+// program might install, is not hindered: the kernel says EBUSY.
+func Filter(o Options) []unix.SockFilter {
+	f := []unix.SockFilter{
+		load(offArch),
+		jump(unix.BPF_JEQ, auditArch, 1, 0),
+		allow,
+		load(offNR),
+		jump(unix.BPF_JEQ, unix.SYS_IO_URING_SETUP, 0, 1),
+		ret(unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)),
+	}
+	for i := range calls {
+		c := &calls[i]
+		if c.when != nil && !c.when(o) {
+			continue
+		}
+		body := c.test
+		if body == nil {
+			body = []unix.SockFilter{trap}
+		}
+		f = append(f, jump(unix.BPF_JEQ, c.nr, 0, uint8(len(body))))
+		f = append(f, body...)
+	}
+	return append(f, allow)
+}
+
+// ifPointer traps the call when argument i is not NULL.
+func ifPointer(i uint32) []unix.SockFilter {
+	return []unix.SockFilter{
+		load(argLow(i)), jump(unix.BPF_JEQ, 0, 0, 2),
+		load(argHigh(i)), jump(unix.BPF_JEQ, 0, 1, 0),
+		trap,
+		allow,
+	}
+}
+
+// ifSocketError traps getsockopt(fd, SOL_SOCKET, SO_ERROR).
+func ifSocketError() []unix.SockFilter {
+	return []unix.SockFilter{
+		load(argLow(1)), jump(unix.BPF_JEQ, unix.SOL_SOCKET, 0, 3),
+		load(argLow(2)), jump(unix.BPF_JEQ, unix.SO_ERROR, 0, 1),
+		trap,
+		allow,
+	}
+}

@@ -1,0 +1,162 @@
+// Package notify catches the program's network calls by seccomp user notification, for every
+// binary of every language, static or not. It installs nothing in the program: the filter is
+// inherited over fork and exec, the kernel hands each trapped call to the Supervisor's receiver,
+// and the answer comes from there. What an answer means is the intercept.Handler's business.
+//
+// What one must know to change it:
+//
+//   - One receiver thread, all signals blocked (a signal during ADDFD|SEND makes the call return 0
+//     with no descriptor). Several threads in RECV are slower. It never blocks: what takes time
+//     becomes a hold, a goroutine of its own (hold_linux.go).
+//   - close, dup, fork, fcntl, read and write are never trapped: a Go program's runtime signals
+//     itself all the time, and every trapped call can come twice because of it. Handlers are
+//     idempotent for that reason.
+//   - A socket is known by SO_COOKIE, never by (pid, fd). The program's descriptor is never
+//     replaced (an epoll registration would be lost): pidfd_getfd gives us the same open file
+//     description, and we act on that.
+//   - Arguments are copied once and acted upon as copied. An answer to a call that died fails by
+//     itself with ENOENT; Valid is asked only before a side effect on the task.
+//   - Linux 5.14 is the floor (ADDFD_FLAG_SEND). Later features are tried, never deduced.
+package notify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/intercept"
+	"github.com/stead-dev/stead/internal/sys"
+)
+
+// Supervisor answers the calls of one filter. The receiver goroutine owns the fields without a
+// note; Close may be called from anywhere.
+type Supervisor struct {
+	l sys.Listener
+	h intercept.Handler
+
+	pids  pidfds
+	pause [2]int // a pipe: writing wakes the receiver to end
+
+	holds holds
+	left  leftovers
+
+	running sync.WaitGroup // the receiver
+}
+
+// Start begins to answer the calls that arrive on the listener, which it owns from now on.
+func Start(l sys.Listener, h intercept.Handler) (*Supervisor, error) {
+	s := &Supervisor{l: l, h: h}
+	if err := unix.Pipe2(s.pause[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("start supervisor: %w", err)
+	}
+	// Recv has no timeout and does not return when the last task is gone: poll before it, which
+	// says so with POLLHUP.
+	_ = l.SetSyncWakeUp() // before Linux 6.6 each call costs more, nothing else
+	s.pids.init()
+	s.holds.start(l)
+	s.running.Add(1)
+	go s.run()
+	return s, nil
+}
+
+// Close stops answering: trapped calls of tasks that still run fail with ENOSYS. It returns when
+// the receiver and every hold are gone.
+func (s *Supervisor) Close() {
+	unix.Write(s.pause[1], []byte{0})
+	s.running.Wait()
+	s.holds.stop()
+	s.left.close()
+	unix.Close(int(s.l))
+	unix.Close(s.pause[0])
+	unix.Close(s.pause[1])
+}
+
+// Wait returns when the last task under the filter is gone (Linux 5.9 tells it by POLLHUP).
+func (s *Supervisor) Wait() { s.running.Wait() }
+
+func (s *Supervisor) run() {
+	defer s.running.Done()
+	runtime.LockOSThread() // never unlocked: the thread, its signal mask with it, ends with the goroutine
+	sys.BlockSignals()
+	defer s.pids.close()
+	var n sys.Notif
+	fds := []unix.PollFd{{Fd: int32(s.l), Events: unix.POLLIN}, {Fd: int32(s.pause[0]), Events: unix.POLLIN}}
+	for {
+		fds[0].Revents, fds[1].Revents = 0, 0
+		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
+		if fds[1].Revents != 0 {
+			return
+		}
+		if fds[0].Revents&unix.POLLIN == 0 {
+			if fds[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0 {
+				return
+			}
+			continue
+		}
+		switch e := s.l.Recv(&n); e {
+		case 0:
+		case unix.EINTR, unix.ENOENT:
+			continue
+		default:
+			return
+		}
+		c := byNumber[n.Data.NR]
+		if c == nil {
+			s.l.Continue(n.ID)
+			continue
+		}
+		// A task escapes to the heap when a hold keeps it; the common call does not.
+		c.handle(s, &task{id: n.ID, tid: int(n.PID), nr: n.Data.NR, name: c.name, args: n.Data.Args})
+	}
+}
+
+// task is one trapped call.
+type task struct {
+	id   uint64
+	tid  int
+	nr   int32
+	name string
+	args [6]uint64
+}
+
+// fd is argument i as a descriptor.
+func (t *task) fd(i int) int { return int(int32(t.args[i])) }
+
+// finish ends the call as the handler said. It owns sock, which may be nil.
+func (s *Supervisor) finish(t *task, sock *intercept.Socket, o intercept.Outcome) {
+	if o.Later != nil {
+		s.holds.add(t, func(ctx context.Context) {
+			defer closeSocket(sock)
+			s.end(ctx, t, o.Later(ctx))
+		})
+		return
+	}
+	closeSocket(sock)
+	s.end(context.Background(), t, o)
+}
+
+// end answers the call. An interrupted hold is answered with ERESTARTSYS: the kernel runs the
+// signal's handler and restarts the call or fails it with EINTR, as SA_RESTART says.
+func (s *Supervisor) end(ctx context.Context, t *task, o intercept.Outcome) {
+	const restart = unix.Errno(512) // ERESTARTSYS of include/linux/errno.h, never seen by a program
+	switch {
+	case o.Continue:
+		s.l.Continue(t.id)
+	case o.Errno == unix.EINTR && ctx.Err() != nil:
+		s.l.Answer(t.id, 0, restart)
+	default:
+		s.l.Answer(t.id, o.Value, o.Errno)
+	}
+}
+
+// trouble fails a call that we cannot answer rightly, and says why once.
+func (s *Supervisor) trouble(t *task, errno unix.Errno, err error) {
+	s.h.Trouble(fmt.Errorf("%s of thread %d: %w", t.name, t.tid, err))
+	s.l.Answer(t.id, 0, errno)
+}

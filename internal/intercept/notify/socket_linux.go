@@ -1,0 +1,175 @@
+package notify
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/intercept"
+	"github.com/stead-dev/stead/internal/sys"
+)
+
+// pidfds keeps a pidfd for each thread that made a call, so that taking a socket costs one call
+// and not three. A pidfd names its thread for ever: when the thread is gone it says ESRCH, and the
+// number may have been given to another. Before Linux 6.9 there is none for a thread that does not
+// lead its group; the leader's would outlive the thread, so nothing is kept then.
+type pidfds struct {
+	threads bool // PIDFD_THREAD is there
+	byTID   map[int]int
+}
+
+const maxPidfds = 256
+
+func (p *pidfds) init() {
+	p.byTID = make(map[int]int)
+	if fd, err := unix.PidfdOpen(os.Getpid(), sys.PidfdThread); err == nil {
+		unix.Close(fd)
+		p.threads = true
+	}
+}
+
+func (p *pidfds) close() {
+	for tid := range p.byTID {
+		p.drop(tid)
+	}
+}
+
+func (p *pidfds) drop(tid int) {
+	if fd, ok := p.byTID[tid]; ok {
+		unix.Close(fd)
+		delete(p.byTID, tid)
+	}
+}
+
+// getfd returns our copy of descriptor fd of thread tid. The caller asks Valid afterwards.
+func (p *pidfds) getfd(tid, fd int) (int, error) {
+	if !p.threads {
+		return takeFD(tid, fd)
+	}
+	for fresh := false; ; fresh = true {
+		pfd, ok := p.byTID[tid]
+		if !ok {
+			if len(p.byTID) >= maxPidfds {
+				for old := range p.byTID {
+					p.drop(old)
+					break
+				}
+			}
+			var err error
+			if pfd, err = unix.PidfdOpen(tid, sys.PidfdThread); err != nil {
+				return -1, err
+			}
+			p.byTID[tid] = pfd
+		}
+		got, err := unix.PidfdGetfd(pfd, fd, 0)
+		if err == unix.ESRCH && ok && !fresh {
+			p.drop(tid)
+			continue
+		}
+		return got, err
+	}
+}
+
+// takeFD is getfd without a cache, for any goroutine.
+func takeFD(tid, fd int) (int, error) {
+	pfd, err := unix.PidfdOpen(tid, sys.PidfdThread)
+	if err != nil {
+		tgid, terr := threadGroup(tid)
+		if terr != nil {
+			return -1, terr
+		}
+		if pfd, err = unix.PidfdOpen(tgid, 0); err != nil {
+			return -1, err
+		}
+	}
+	defer unix.Close(pfd)
+	return unix.PidfdGetfd(pfd, fd, 0)
+}
+
+// threadGroup returns the process to which thread tid belongs.
+func threadGroup(tid int) (int, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	if err != nil {
+		return 0, unix.ESRCH
+	}
+	_, rest, ok := bytes.Cut(b, []byte("\nTgid:"))
+	var id int
+	if ok {
+		_, err = fmt.Sscan(string(rest), &id)
+	}
+	if !ok || err != nil {
+		return 0, unix.ESRCH
+	}
+	return id, nil
+}
+
+// socket takes the socket that the call names in argument 0. nil means that the call has been
+// answered: it is no IPv4 or IPv6 socket, so the kernel runs the call, or it cannot be taken.
+func (s *Supervisor) socket(t *task) *intercept.Socket {
+	num := t.fd(0)
+	if num < 0 {
+		s.l.Continue(t.id) // EBADF is the kernel's to say
+		return nil
+	}
+	fd, err := s.pids.getfd(t.tid, num)
+	switch {
+	case err == unix.EBADF:
+		s.l.Continue(t.id)
+		return nil
+	case err == unix.ESRCH:
+		return nil // died: nobody waits
+	case err != nil:
+		s.trouble(t, unix.EACCES, fmt.Errorf("take its socket: %w", err))
+		return nil
+	}
+	if !s.l.Valid(t.id) {
+		unix.Close(fd)
+		return nil
+	}
+	family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil || family != unix.AF_INET && family != unix.AF_INET6 {
+		unix.Close(fd)
+		s.l.Continue(t.id)
+		return nil
+	}
+	sock := &intercept.Socket{FD: fd, Family: family}
+	sock.Type, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	sock.Protocol, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	sock.Cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	flags, ferr := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err != nil || ferr != nil {
+		unix.Close(fd)
+		s.trouble(t, unix.EACCES, fmt.Errorf("look at its socket: %w", err))
+		return nil
+	}
+	sock.Nonblock = flags&unix.O_NONBLOCK != 0
+	tid, cookie := t.tid, sock.Cookie
+	sock.Again = func() (int, error) { return again(tid, num, cookie) }
+	return sock
+}
+
+// again takes descriptor num of the process of thread tid, if it still is the socket.
+func again(tid, num int, cookie uint64) (int, error) {
+	fd, err := takeFD(tid, num)
+	if err != nil {
+		return -1, err
+	}
+	got, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err == nil && got != cookie {
+		err = unix.EBADF
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func closeSocket(sock *intercept.Socket) {
+	if sock != nil && sock.FD >= 0 {
+		unix.Close(sock.FD)
+		sock.FD = -1
+	}
+}

@@ -1,0 +1,168 @@
+package launch
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// guardConfig is what the session tells the guard.
+type guardConfig struct {
+	Cloneflags uintptr
+	UID, GID   int  // mapped to themselves when Cloneflags has CLONE_NEWUSER
+	Ambient    bool // the launcher keeps CAP_SYS_ADMIN (and the rest of the user namespace's) over its exec
+}
+
+// The guard writes reports, the session reads them: kind and value, two int32.
+const (
+	reportStarted = 1 // value: the launcher's pid
+	reportFailed  = 2 // value: errno of starting the launcher
+	reportState   = 3 // value: wait status of the program
+	reportSize    = 8
+)
+
+// guardMain is the guard: descriptors are its socket to the session, the launcher's socket and the
+// two configurations.
+func guardMain(args []string) int {
+	runtime.LockOSThread() // PDEATHSIG of the launcher is bound to this thread
+	fds, err := descriptors(args, 4)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "stead:", err)
+		return 125
+	}
+	ctl, launcherCtl, launcherConfig := fds[0], fds[1], fds[2]
+	var cfg guardConfig
+	if err := getConfig(fds[3], &cfg); err != nil {
+		fmt.Fprintln(os.Stderr, "stead:", err)
+		return 125
+	}
+	// A signal to the process group is meant for the program. Caught, not ignored: ignoring would
+	// be inherited.
+	swallow := make(chan os.Signal, 1)
+	signal.Notify(swallow, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1,
+		syscall.SIGUSR2, syscall.SIGPIPE, syscall.SIGALRM, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU)
+	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+	attr := &syscall.SysProcAttr{Cloneflags: cfg.Cloneflags, Pdeathsig: syscall.SIGKILL}
+	if cfg.Cloneflags&syscall.CLONE_NEWUSER != 0 {
+		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: cfg.UID, HostID: cfg.UID, Size: 1}}
+		attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: cfg.GID, HostID: cfg.GID, Size: 1}}
+	}
+	if cfg.Ambient {
+		attr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
+	}
+	pid, err := spawn(wordLaunch, attr, launcherCtl, launcherConfig)
+	unix.Close(launcherCtl)
+	unix.Close(launcherConfig)
+	if err != nil {
+		errno, _ := err.(syscall.Errno)
+		report(ctl, reportFailed, int32(errno))
+		return 125
+	}
+	report(ctl, reportStarted, int32(pid))
+
+	// The only way that the session's end of the socket closes is its end.
+	gone := make(chan struct{})
+	go func() {
+		var b [1]byte
+		for {
+			if n, err := unix.Read(ctl, b[:]); n <= 0 && err != unix.EINTR {
+				break
+			}
+		}
+		close(gone)
+	}()
+	go func() {
+		for {
+			var ws unix.WaitStatus
+			got, err := unix.Wait4(-1, &ws, unix.WUNTRACED|unix.WCONTINUED, nil)
+			if err == unix.EINTR {
+				continue
+			}
+			if err != nil {
+				time.Sleep(10 * time.Millisecond) // no child at the moment; one may yet fall to us
+				continue
+			}
+			if got == pid {
+				report(ctl, reportState, int32(ws))
+			}
+		}
+	}()
+	<-gone
+	KillDescendants(5 * time.Second)
+	return 0
+}
+
+func report(fd int, kind, value int32) {
+	var b [reportSize]byte
+	binary.NativeEndian.PutUint32(b[:], uint32(kind))
+	binary.NativeEndian.PutUint32(b[4:], uint32(value))
+	unix.Write(fd, b[:])
+}
+
+// KillDescendants kills every process below this one, again and again until none is left or the
+// time is over (a process in uninterruptible sleep cannot be killed). As a subreaper we are the
+// parent of whatever they orphan, so nothing escapes.
+func KillDescendants(limit time.Duration) {
+	for end := time.Now().Add(limit); ; time.Sleep(2 * time.Millisecond) {
+		left := Descendants(os.Getpid())
+		if len(left) == 0 || time.Now().After(end) {
+			return
+		}
+		for _, pid := range left {
+			unix.Kill(pid, unix.SIGKILL)
+		}
+		for {
+			if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); pid <= 0 || err != nil {
+				break
+			}
+		}
+	}
+}
+
+// Descendants returns the live processes below root, parents first. Zombies are left out.
+func Descendants(root int) []int {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	children := map[int][]int{}
+	zombie := map[int]bool{}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		b, err := os.ReadFile("/proc/" + e.Name() + "/stat")
+		if err != nil {
+			continue
+		}
+		// pid (comm) state ppid ...; comm may hold anything, so from its last parenthesis on.
+		rest := string(b[strings.LastIndexByte(string(b), ')')+1:])
+		f := strings.Fields(rest)
+		if len(f) < 2 {
+			continue
+		}
+		ppid, _ := strconv.Atoi(f[1])
+		children[ppid] = append(children[ppid], pid)
+		zombie[pid] = f[0] == "Z" || f[0] == "X"
+	}
+	var out []int
+	for queue := []int{root}; len(queue) > 0; queue = queue[1:] {
+		for _, c := range children[queue[0]] {
+			queue = append(queue, c)
+			if !zombie[c] {
+				out = append(out, c)
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,149 @@
+// Package launch starts the program under the filter, as a tree of processes that cannot outlive
+// the session, and tells what becomes of it.
+//
+// Three processes, all this executable:
+//
+//	session          the `stead exec` that the user started; subreaper
+//	  guard          subreaper and parent of the program; reports its states
+//	    launcher     enters the namespaces, installs the filter, becomes the program by exec
+//
+// Who dies, and what follows: when the session dies, even by SIGKILL, the guard reads the end of
+// its socket, kills every process below it and ends. When the guard dies, the program's main
+// process dies with it (PDEATHSIG), its other processes fall to the session, which kills them. A
+// program that daemonizes falls to the guard and is found there. The guard's being the parent is
+// what makes this exact: a tree is found by parentage, not by guessing.
+//
+// The program keeps everything of the caller's: standard streams, process group, session and
+// terminal, every inherited descriptor under its number (make's job server, socket activation).
+// Our own descriptors get numbers above those and never reach it.
+package launch
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"sort"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Hidden words: the first argument that makes this executable one of our helpers.
+const (
+	wordGuard  = "__guard"
+	wordLaunch = "__launch"
+)
+
+// Main runs this process as one of the package's helpers if args (without the program's name) ask
+// for it; handled is false when they do not. A command line calls it before anything else.
+func Main(args []string) (code int, handled bool) {
+	if len(args) == 0 {
+		return 0, false
+	}
+	switch args[0] {
+	case wordGuard:
+		return guardMain(args[1:]), true
+	case wordLaunch:
+		return launcherMain(args[1:]), true
+	}
+	return 0, false
+}
+
+// descriptors parses the numbers that a helper was started with.
+func descriptors(args []string, n int) ([]int, error) {
+	if len(args) != n {
+		return nil, fmt.Errorf("helper wants %d descriptors, got %q", n, args)
+	}
+	fds := make([]int, n)
+	for i, a := range args {
+		fd, err := strconv.Atoi(a)
+		if err != nil {
+			return nil, err
+		}
+		fds[i] = fd
+		unix.CloseOnExec(fd)
+	}
+	return fds, nil
+}
+
+// inherited returns the descriptors above the standard streams that a child of ours would get:
+// those that are not close-on-exec. Everything that Go opens is.
+func inherited() []int {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return nil
+	}
+	var fds []int
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd <= 2 {
+			continue
+		}
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+		if err == nil && flags&unix.FD_CLOEXEC == 0 {
+			fds = append(fds, fd)
+		}
+	}
+	sort.Ints(fds)
+	return fds
+}
+
+// table lays out a child's descriptors: the standard streams and the inherited ones under their
+// own numbers, then ours. It returns the numbers that ours get.
+func table(ours ...int) (files []uintptr, numbers []string) {
+	const none = ^uintptr(0)
+	keep := inherited()
+	last := 2
+	if len(keep) > 0 {
+		last = keep[len(keep)-1]
+	}
+	files = make([]uintptr, last+1, last+1+len(ours))
+	for i := range files {
+		files[i] = none
+	}
+	for _, fd := range append([]int{0, 1, 2}, keep...) {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil { // a closed stdin stays closed
+			files[fd] = uintptr(fd)
+		}
+	}
+	for _, fd := range ours {
+		numbers = append(numbers, strconv.Itoa(len(files)))
+		files = append(files, uintptr(fd))
+	}
+	return files, numbers
+}
+
+// self is the executable of this process, also after it was replaced on disk.
+const self = "/proc/self/exe"
+
+// spawn starts this executable as a helper with our descriptors.
+func spawn(word string, sys *syscall.SysProcAttr, ours ...int) (pid int, err error) {
+	files, numbers := table(ours...)
+	argv := append([]string{"stead", word}, numbers...)
+	// The runtime's own settings only: the user's environment is the program's.
+	return syscall.ForkExec(self, argv, &syscall.ProcAttr{Env: []string{"GOMAXPROCS=1", "GOGC=off"}, Files: files, Sys: sys})
+}
+
+// putConfig stores v in an anonymous file whose descriptor a helper reads with getConfig.
+func putConfig(v any) (*os.File, error) {
+	fd, err := unix.MemfdCreate("stead-config", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memfd_create: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "stead-config")
+	if err := json.NewEncoder(f).Encode(v); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func getConfig(fd int, v any) error {
+	if _, err := unix.Seek(fd, 0, 0); err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), "stead-config")
+	defer f.Close()
+	return json.NewDecoder(f).Decode(v)
+}

@@ -1,0 +1,71 @@
+package policy
+
+import (
+	"slices"
+	"strings"
+)
+
+// neverImport are the variables of the pod that would break a program on the laptop: they name
+// places of the pod's file system that stay on the laptop, or the laptop's user and terminal. A
+// trailing * stands for any ending.
+var neverImport = []string{
+	// where programs, libraries and modules of the laptop are found
+	"PATH", "LD_*", "DYLD_*", "MANPATH", "PKG_CONFIG_PATH", "LIBRARY_PATH", "CPATH", "C_INCLUDE_PATH",
+	"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_*", "PYENV_*",
+	"GOPATH", "GOROOT", "GOBIN", "GOCACHE", "GOMODCACHE", "GOENV", "GOFLAGS", "GOTOOLDIR", "GOTOOLCHAIN",
+	"JAVA_HOME", "JRE_HOME", "JAVA_VERSION", "CLASSPATH", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS",
+	"MAVEN_*", "M2_HOME", "GRADLE_*",
+	"NODE_PATH", "NODE_OPTIONS", "NVM_*", "NPM_CONFIG_*", "npm_config_*", "YARN_*",
+	"GEM_HOME", "GEM_PATH", "BUNDLE_*", "RUBYLIB", "RUBYOPT", "PERL5LIB", "PERLLIB", "PHPRC", "PHP_INI_*",
+	"CARGO_HOME", "RUSTUP_*", "DOTNET_ROOT", "NUGET_*",
+	// whose session it is
+	"HOME", "USER", "LOGNAME", "SHELL", "PWD", "OLDPWD", "SHLVL", "_", "MAIL", "TMPDIR", "TEMP", "TMP",
+	"TERM", "TERMINFO", "COLORTERM", "DISPLAY", "WAYLAND_DISPLAY", "SSH_*", "XDG_*", "DBUS_*", "LS_COLORS",
+	"HOSTTYPE", "MACHTYPE", "OSTYPE", "BASH_ENV", "ENV", "IFS", "PROMPT_COMMAND",
+	// what a container's tools use for themselves
+	"GODEBUG", "GOTRACEBACK", "GOMAXPROCS", "GOMEMLIMIT", "GOGC", "STEAD_*",
+}
+
+// Imported says whether the pod's variable key is shown to the program.
+func Imported(key string) bool {
+	return !slices.ContainsFunc(neverImport, func(p string) bool {
+		if prefix, ok := strings.CutSuffix(p, "*"); ok {
+			return strings.HasPrefix(key, prefix)
+		}
+		return key == p
+	})
+}
+
+// Environment lays the pod's variables over the laptop's. Both are KEY=value lists; of a key that
+// stands twice the first counts, as getenv(3) has it. The result is in the laptop's order with the
+// pod's further keys after it.
+func Environment(laptop, pod []string) []string {
+	from := make(map[string]string, len(pod))
+	var order []string
+	for _, kv := range pod {
+		key, _, ok := strings.Cut(kv, "=")
+		if !ok || key == "" || !Imported(key) {
+			continue
+		}
+		if _, again := from[key]; !again {
+			from[key] = kv
+			order = append(order, key)
+		}
+	}
+	out := make([]string, 0, len(laptop)+len(order))
+	for _, kv := range laptop {
+		key, _, _ := strings.Cut(kv, "=")
+		if v, ok := from[key]; ok {
+			out = append(out, v)
+			delete(from, key)
+			continue
+		}
+		out = append(out, kv)
+	}
+	for _, key := range order {
+		if v, ok := from[key]; ok {
+			out = append(out, v)
+		}
+	}
+	return out
+}

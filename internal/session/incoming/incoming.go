@@ -1,0 +1,188 @@
+// Package incoming brings the pod's incoming connections to the program.
+//
+// When the program listens on a port, the agent is asked for that port's connections. Each that it
+// catches is a stream; we connect to the program's own listener over the laptop's loopback and
+// carry the bytes. The program's accept, getpeername and getsockname are told the real client and
+// the address that it called, found by our end of the loopback leg.
+//
+// A port that the laptop does not give (taken by another process, or privileged) is exchanged for
+// a free one at bind; the program goes on seeing the one it asked for.
+package incoming
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/stead-dev/stead/internal/session/pod"
+	"github.com/stead-dev/stead/internal/tunnel"
+	"github.com/stead-dev/stead/internal/wire"
+)
+
+// Pod is what this room needs of the agent.
+type Pod interface {
+	Subscribe(context.Context, wire.Subscribe) (*pod.Subscription, wire.Reply, error)
+}
+
+// Config is what a Room is made of.
+type Config struct {
+	Pod     Pod
+	Mode    wire.Mode // empty: nothing is asked for
+	Trouble func(error)
+	Notice  func(string)
+}
+
+// Room keeps the program's listeners.
+type Room struct {
+	c    Config
+	ctx  context.Context
+	stop context.CancelFunc
+	work sync.WaitGroup
+
+	mu    sync.Mutex
+	bound map[uint64]netip.AddrPort // by cookie: what the program asked for where bind gave another port
+	ports map[uint16]*port          // listening, by the port that the program believes in
+	here  map[uint16]bool           // TCP ports on which the program really listens
+	udp   map[uint16]uint64         // UDP ports to which the program is bound, with the socket's inode
+	legs  map[netip.AddrPort]wire.Incoming
+}
+
+// port is one subscription and where its connections go.
+type port struct {
+	local  netip.AddrPort // the program's listener on the laptop
+	inodes map[uint64]bool
+	sub    *pod.Subscription
+}
+
+// New makes an empty room; SetPod must be called before the program runs.
+func New(c Config) *Room {
+	r := &Room{
+		c: c, bound: make(map[uint64]netip.AddrPort), ports: make(map[uint16]*port),
+		here: make(map[uint16]bool), udp: make(map[uint16]uint64), legs: make(map[netip.AddrPort]wire.Incoming),
+	}
+	r.ctx, r.stop = context.WithCancel(context.Background())
+	r.work.Add(1)
+	go func() { defer r.work.Done(); r.watch() }()
+	return r
+}
+
+// SetPod gives the room its agent, which needs the room's Serve to be made.
+func (r *Room) SetPod(p Pod) { r.c.Pod = p }
+
+// Close gives every port back and waits for the connections to end.
+func (r *Room) Close() {
+	r.stop()
+	r.mu.Lock()
+	for n, p := range r.ports {
+		p.sub.Close()
+		delete(r.ports, n)
+	}
+	r.mu.Unlock()
+	r.work.Wait()
+}
+
+// OwnTCP says whether the program itself listens on the port.
+func (r *Room) OwnTCP(n uint16) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, virtual := r.ports[n]
+	return r.here[n] && !r.exchangedLocked(n) || virtual && !r.exchangedLocked(n)
+}
+
+// exchangedLocked says whether the program's port n is another one on the laptop, so that a
+// connection to n on the laptop would reach somebody else.
+func (r *Room) exchangedLocked(n uint16) bool {
+	p := r.ports[n]
+	return p != nil && p.local.Port() != n
+}
+
+// OwnUDP says whether the program is bound to the UDP port.
+func (r *Room) OwnUDP(n uint16) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.udp[n]
+	return ok
+}
+
+// Serve carries one caught connection; it owns stream and returns when the connection has ended.
+func (r *Room) Serve(stream tunnel.Stream, in wire.Incoming) {
+	conn, undo, err := r.connect(in)
+	if err != nil {
+		_ = wire.Write(stream, wire.Reply{Errno: refused, Error: err.Error()})
+		stream.Close()
+		return
+	}
+	defer undo()
+	if err := wire.Write(stream, wire.Reply{}); err != nil {
+		conn.Close()
+		stream.Reset(0)
+		return
+	}
+	tunnel.Relay(r.ctx, conn, stream)
+}
+
+const refused = 111 // ECONNREFUSED on Linux, whatever system we run on
+
+// connect reaches the program's listener, with the leg noted before the program can accept it.
+func (r *Room) connect(in wire.Incoming) (net.Conn, func(), error) {
+	r.mu.Lock()
+	p := r.ports[in.Local.Port()]
+	if p == nil || p.sub == nil || p.sub.ID != in.Subscription {
+		p = r.bySubscriptionLocked(in.Subscription)
+	}
+	var to netip.AddrPort
+	if p != nil {
+		to = p.local
+	}
+	r.mu.Unlock()
+	if p == nil {
+		return nil, nil, fmt.Errorf("no listener for subscription %d", in.Subscription)
+	}
+	var leg netip.AddrPort
+	noted := false
+	d := net.Dialer{
+		Timeout:   5 * time.Second,
+		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(to.Addr(), 0)),
+		ControlContext: noteLeg(func(at netip.AddrPort) {
+			leg, noted = at, true
+			r.mu.Lock()
+			r.legs[leg] = in
+			r.mu.Unlock()
+		}, to.Addr()),
+	}
+	d.SetMultipathTCP(false)
+	d.LocalAddr = nil // bound by noteLeg
+	undo := func() {
+		if noted {
+			r.mu.Lock()
+			delete(r.legs, leg)
+			r.mu.Unlock()
+		}
+	}
+	conn, err := d.DialContext(r.ctx, "tcp", to.String())
+	if err != nil {
+		undo()
+		return nil, nil, err
+	}
+	return conn, undo, nil
+}
+
+func (r *Room) bySubscriptionLocked(id uint64) *port {
+	for _, p := range r.ports {
+		if p.sub != nil && p.sub.ID == id {
+			return p
+		}
+	}
+	return nil
+}
+
+// Client gives the real client of a connection that came over the loopback leg from.
+func (r *Room) Client(from netip.AddrPort) (wire.Incoming, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	in, ok := r.legs[netip.AddrPortFrom(from.Addr().Unmap(), from.Port())]
+	return in, ok
+}

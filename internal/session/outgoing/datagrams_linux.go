@@ -1,0 +1,268 @@
+package outgoing
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/inet"
+	"github.com/stead-dev/stead/internal/intercept"
+	"github.com/stead-dev/stead/internal/policy"
+	"github.com/stead-dev/stead/internal/tunnel"
+	"github.com/stead-dev/stead/internal/wire"
+)
+
+// sendConnected carries the program's datagrams to the pod, until the relay is closed.
+func (r *Room) sendConnected(a *association, relay *net.UDPConn, stream tunnel.Stream) {
+	buf := make([]byte, wire.MaxDatagram)
+	frame := make([]byte, 0, 2048)
+	for {
+		n, err := relay.Read(buf)
+		if err != nil {
+			if a.ctx.Err() != nil || isClosed(err) {
+				return
+			}
+			continue // ECONNREFUSED: the program's socket is gone or full; the sweep decides
+		}
+		frame = wire.AppendDatagram(frame[:0], buf[:n])
+		if _, err := stream.Write(frame); err != nil {
+			return
+		}
+	}
+}
+
+// receiveConnected carries the far end's datagrams to the program, until the stream ends.
+func (r *Room) receiveConnected(a *association, relay *net.UDPConn, far, at netip.AddrPort, stream tunnel.Stream) {
+	buf := make([]byte, wire.MaxDatagram)
+	for {
+		n, errno, err := wire.ReadDatagram(stream, buf)
+		if err != nil {
+			return
+		}
+		if errno != 0 {
+			relay = r.refuse(a, relay, far, at, stream)
+			if relay == nil {
+				return
+			}
+			continue
+		}
+		_, _ = relay.Write(buf[:n]) // a full socket buffer drops, as UDP does
+	}
+}
+
+// refuse gives the program the error that the pod's kernel got: with the relay closed for a
+// moment, an empty datagram sent through the program's own socket is refused by our kernel, which
+// notes ECONNREFUSED on that socket. It returns the relay that takes the old one's place.
+func (r *Room) refuse(a *association, relay *net.UDPConn, far, at netip.AddrPort, stream tunnel.Stream) *net.UDPConn {
+	relay.Close() // ends sendConnected
+	if fd, err := a.again(); err == nil {
+		_ = unix.Sendto(fd, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
+		unix.Close(fd)
+	}
+	next, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		return nil
+	}
+	if err := connectUDPConn(next, a.here); err != nil {
+		next.Close()
+		return nil
+	}
+	r.udp.mu.Lock()
+	defer r.udp.mu.Unlock()
+	if a.ctx.Err() != nil {
+		next.Close()
+		return nil
+	}
+	a.relays[far] = next
+	r.work.Add(1)
+	go func() { defer r.work.Done(); r.sendConnected(a, next, stream) }()
+	return next
+}
+
+// SendTo sends one datagram of an unconnected socket.
+func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) intercept.Outcome {
+	if s.Family == unix.AF_INET && !to.Addr().Is4() {
+		return intercept.Continue
+	}
+	d := r.c.Policy.Destination(to, r.c.OwnUDP)
+	if d.Where == policy.Laptop {
+		return intercept.Continue
+	}
+	// The far end as the program names it, which the source of the answers must be.
+	far := inet.Unmap(to)
+	r.udp.mu.Lock()
+	a := r.udp.byCookie[s.Cookie]
+	if a != nil && a.stream != nil && a.relays[far] != nil {
+		at := relayAddr(a.relays[far])
+		r.udp.mu.Unlock()
+		return sendVia(s, at, payload)
+	}
+	r.udp.mu.Unlock()
+	data := append([]byte(nil), payload...)
+	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
+		at, errno := r.relayTo(ctx, s, to, far, d.To)
+		if errno != 0 {
+			return intercept.Fail(errno)
+		}
+		return sendVia(s, at, data)
+	}}
+}
+
+// sendVia sends through the program's own socket, so that it is bound as by its own call.
+func sendVia(s *intercept.Socket, at netip.AddrPort, payload []byte) intercept.Outcome {
+	err := unix.Sendto(s.FD, payload, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, inet.ToUnix(s.Family, at))
+	if err != nil {
+		return intercept.Fail(err.(unix.Errno))
+	}
+	return intercept.Outcome{Value: int64(len(payload))}
+}
+
+// relayTo finds or makes the relay of an unconnected socket for one far end; there is where its
+// datagrams really go (a nameserver of the laptop is replaced by the pod's).
+func (r *Room) relayTo(ctx context.Context, s *intercept.Socket, to, far, there netip.AddrPort) (netip.AddrPort, unix.Errno) {
+	r.udp.mu.Lock()
+	a := r.udp.byCookie[s.Cookie]
+	r.udp.mu.Unlock()
+	if a != nil && a.connected.IsValid() {
+		// sendto with an address on a connected socket: rare, and allowed for datagrams.
+		return netip.AddrPort{}, unix.EISCONN
+	}
+	if a == nil {
+		stream, reply, err := r.c.Pod.Packet(ctx, wire.Packet{IPv6: s.Family == unix.AF_INET6, Bind: r.bound(s)})
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return netip.AddrPort{}, unix.EINTR
+		case err != nil:
+			r.trouble(wire.Dial{Network: "udp", To: there}, err)
+			return netip.AddrPort{}, errLost
+		case reply.Errno != 0:
+			return netip.AddrPort{}, unix.Errno(reply.Errno)
+		}
+		fresh, err := newAssociation(r, s)
+		if err != nil {
+			stream.Close()
+			return netip.AddrPort{}, unix.EBADF
+		}
+		fresh.stream, fresh.local = stream, reply.Local
+		r.udp.mu.Lock()
+		if a = r.udp.byCookie[s.Cookie]; a == nil { // two threads may send at once
+			a = fresh
+			r.udp.addLocked(a)
+			r.work.Add(1)
+			go func() { defer r.work.Done(); r.receivePackets(a) }()
+			fresh = nil
+		}
+		r.udp.mu.Unlock()
+		if fresh != nil {
+			fresh.stop()
+			stream.Close()
+		}
+	}
+	relay, err := openRelay(s, to)
+	if err != nil {
+		return netip.AddrPort{}, unix.EADDRNOTAVAIL
+	}
+	at := relayAddr(relay)
+	r.udp.mu.Lock()
+	defer r.udp.mu.Unlock()
+	if a.ctx.Err() != nil {
+		relay.Close()
+		return netip.AddrPort{}, unix.EINTR
+	}
+	r.addRelayLocked(a, relay, far, there)
+	return at, 0
+}
+
+// addRelayLocked enters a relay and starts its way to the pod.
+func (r *Room) addRelayLocked(a *association, relay *net.UDPConn, far, there netip.AddrPort) {
+	if len(a.relays) >= maxRelays {
+		for old, c := range a.relays {
+			delete(a.far, relayAddr(c))
+			delete(a.relays, old)
+			c.Close()
+			break
+		}
+	}
+	a.relays[far], a.far[relayAddr(relay)] = relay, far
+	r.work.Add(1)
+	go func() { defer r.work.Done(); r.sendPackets(a, relay, there) }()
+}
+
+// sendPackets carries what the program sends to one far end.
+func (r *Room) sendPackets(a *association, relay *net.UDPConn, there netip.AddrPort) {
+	buf := make([]byte, wire.MaxDatagram)
+	frame := make([]byte, 0, 2048)
+	for {
+		n, from, err := relay.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			if a.ctx.Err() != nil || isClosed(err) {
+				return
+			}
+			continue
+		}
+		r.udp.mu.Lock()
+		a.here = inet.Unmap(from)
+		stream := a.stream
+		r.udp.mu.Unlock()
+		frame = wire.AppendPacket(frame[:0], there, buf[:n])
+		a.write.Lock() // the relays of one socket share its stream
+		_, err = stream.Write(frame)
+		a.write.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// receivePackets carries what far ends send to the program. One that the program never wrote to
+// (a server that answers from another port) gets a relay of its own, once the program has one.
+func (r *Room) receivePackets(a *association) {
+	buf := make([]byte, wire.MaxDatagram)
+	for {
+		from, n, errno, err := wire.ReadPacket(a.stream, buf)
+		if err != nil {
+			return
+		}
+		if errno != 0 {
+			continue // an unconnected socket is told only with IP_RECVERR
+		}
+		r.udp.mu.Lock()
+		relay, here := a.relayForLocked(r, from), a.here
+		r.udp.mu.Unlock()
+		if relay != nil && here.IsValid() {
+			if to := relayAddr(relay).Addr(); to.Is4() != here.Addr().Is4() {
+				here = netip.AddrPortFrom(to, here.Port()) // one socket, both families
+			}
+			_, _ = relay.WriteToUDPAddrPort(buf[:n], here)
+		}
+	}
+}
+
+func (a *association) relayForLocked(r *Room, from netip.AddrPort) *net.UDPConn {
+	if c := a.relays[from]; c != nil {
+		return c
+	}
+	// A nameserver that stands in for the laptop's answers under the name that the program used.
+	if from.Port() == 53 {
+		for far, c := range a.relays {
+			if far.Port() == 53 && far.Addr().IsLoopback() {
+				return c
+			}
+		}
+	}
+	if a.ctx.Err() != nil || !a.here.IsValid() {
+		return nil
+	}
+	at := netip.AddrPortFrom(a.here.Addr(), 0)
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		return nil
+	}
+	r.addRelayLocked(a, c, from, from)
+	return c
+}
+
+func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) }

@@ -1,0 +1,295 @@
+package outgoing
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/inet"
+	"github.com/stead-dev/stead/internal/intercept"
+	"github.com/stead-dev/stead/internal/policy"
+	"github.com/stead-dev/stead/internal/tunnel"
+	"github.com/stead-dev/stead/internal/wire"
+)
+
+// udpTable keeps the program's UDP sockets that speak with the pod's network, by cookie.
+//
+// Each far end has a relay socket on the loopback: the program's datagrams go there by the kernel,
+// and those of the far end come from there, so recvfrom and recvmsg need only the address changed.
+// A connected socket has one relay and a connected stream, an unconnected one a relay for each far
+// end and one packet stream, hence one port in the pod.
+//
+// The end of the program's socket is seen by its inode missing from /proc/net/udp, looked at while
+// there is any entry.
+type udpTable struct {
+	room *Room
+	any  atomic.Int32 // number of entries, read without the lock
+
+	mu       sync.Mutex
+	byCookie map[uint64]*association
+}
+
+// association is one of the program's UDP sockets. Its fields are guarded by udpTable.mu; the
+// goroutines that carry datagrams have copies of what they need.
+type association struct {
+	cookie    uint64
+	inode     uint64
+	family    int
+	local     netip.AddrPort // told to the program; the pod's
+	here      netip.AddrPort // the program's socket on the loopback
+	connected netip.AddrPort // the far end of a connected one
+	stream    tunnel.Stream  // the packet stream of an unconnected one
+	relays    map[netip.AddrPort]*net.UDPConn
+	far       map[netip.AddrPort]netip.AddrPort // by relay
+	again     func() (int, error)
+	stop      context.CancelFunc
+	ctx       context.Context
+
+	write sync.Mutex // serializes the writers of stream; taken without udpTable.mu
+}
+
+const (
+	sweepEvery = 2 * time.Second
+	// maxRelays bounds the far ends of one unconnected socket; beyond it the first of them is
+	// given up, as a NAT would do.
+	maxRelays = 512
+)
+
+func (u *udpTable) start(r *Room) {
+	u.room = r
+	u.byCookie = make(map[uint64]*association)
+	r.work.Add(1)
+	go func() {
+		defer r.work.Done()
+		tick := time.NewTicker(sweepEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-r.ctx.Done():
+				return
+			case <-tick.C:
+				if u.any.Load() > 0 {
+					u.sweep()
+				}
+			}
+		}
+	}()
+}
+
+func (u *udpTable) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, a := range u.byCookie {
+		u.dropLocked(a)
+	}
+}
+
+// sweep drops the associations whose socket is gone.
+func (u *udpTable) sweep() {
+	live, err := liveUDP()
+	if err != nil {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, a := range u.byCookie {
+		if !live[a.inode] {
+			u.dropLocked(a)
+		}
+	}
+}
+
+// liveUDP returns the inodes of the UDP sockets of this network namespace.
+func liveUDP() (map[uint64]bool, error) {
+	live := make(map[uint64]bool)
+	err := inet.Sockets("udp", func(s inet.Row) { live[s.Inode] = true })
+	return live, err
+}
+
+func (u *udpTable) dropLocked(a *association) {
+	if u.byCookie[a.cookie] == a {
+		delete(u.byCookie, a.cookie)
+		u.any.Add(-1)
+	}
+	a.stop()
+	if a.stream != nil {
+		a.stream.Close()
+	}
+	for _, c := range a.relays {
+		c.Close()
+	}
+}
+
+func (u *udpTable) addLocked(a *association) {
+	if old := u.byCookie[a.cookie]; old != nil {
+		u.dropLocked(old)
+	}
+	u.byCookie[a.cookie] = a
+	u.any.Add(1)
+}
+
+func (u *udpTable) peerName(cookie uint64) netip.AddrPort {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if a := u.byCookie[cookie]; a != nil {
+		return a.connected
+	}
+	return netip.AddrPort{}
+}
+
+func (u *udpTable) sockName(cookie uint64) netip.AddrPort {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if a := u.byCookie[cookie]; a != nil && a.connected.IsValid() {
+		return a.local
+	}
+	return netip.AddrPort{}
+}
+
+// ReceivesAny says whether any socket's datagrams need Source.
+func (r *Room) ReceivesAny() bool { return r.udp.any.Load() > 0 }
+
+// ReceivesFor says whether this socket's datagrams need Source.
+func (r *Room) ReceivesFor(s *intercept.Socket) bool {
+	r.udp.mu.Lock()
+	defer r.udp.mu.Unlock()
+	return r.udp.byCookie[s.Cookie] != nil
+}
+
+// Source gives the far end whose relay from is.
+func (r *Room) Source(s *intercept.Socket, from netip.AddrPort) netip.AddrPort {
+	r.udp.mu.Lock()
+	defer r.udp.mu.Unlock()
+	if a := r.udp.byCookie[s.Cookie]; a != nil {
+		if far, ok := a.far[inet.Unmap(from)]; ok {
+			return inet.Shape(s.Family, far)
+		}
+	}
+	return from
+}
+
+func newAssociation(r *Room, s *intercept.Socket) (*association, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(s.FD, &st); err != nil {
+		return nil, err
+	}
+	a := &association{
+		cookie: s.Cookie, inode: st.Ino, family: s.Family, again: s.Again,
+		relays: make(map[netip.AddrPort]*net.UDPConn), far: make(map[netip.AddrPort]netip.AddrPort),
+	}
+	a.ctx, a.stop = context.WithCancel(r.ctx)
+	return a, nil
+}
+
+// openRelay makes a relay on the loopback for a socket of the family.
+func openRelay(s *intercept.Socket, to netip.AddrPort) (*net.UDPConn, error) {
+	if use6(s, to) {
+		c, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(inet.Loopback(true), 0)))
+		if err == nil || v6only(s) {
+			return c, err
+		}
+	}
+	return net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(inet.Loopback(false), 0)))
+}
+
+func relayAddr(c *net.UDPConn) netip.AddrPort { return c.LocalAddr().(*net.UDPAddr).AddrPort() }
+
+// connectUDP connects a datagram socket. It asks the pod first, for its answer tells a resolver
+// which of several addresses can be reached, and from where (RFC 6724).
+func (r *Room) connectUDP(s *intercept.Socket, to netip.AddrPort) intercept.Outcome {
+	r.udp.mu.Lock()
+	old := r.udp.byCookie[s.Cookie]
+	if old != nil {
+		r.udp.dropLocked(old)
+	}
+	r.udp.mu.Unlock()
+	if !to.IsValid() || s.Family == unix.AF_INET && !to.Addr().Is4() {
+		return intercept.Continue
+	}
+	d := r.c.Policy.Destination(to, r.c.OwnUDP)
+	if d.Where == policy.Laptop {
+		return intercept.Continue
+	}
+	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
+		stream, reply, err := r.c.Pod.Dial(ctx, wire.Dial{Network: "udp", To: d.To, Bind: r.bound(s)})
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return intercept.Fail(unix.EINTR)
+		case err != nil:
+			r.trouble(wire.Dial{Network: "udp", To: d.To}, err)
+			return intercept.Fail(errLost)
+		case reply.Errno != 0:
+			return intercept.Fail(unix.Errno(reply.Errno))
+		}
+		if errno := r.joinUDP(s, to, d.To, reply.Local, stream); errno != 0 {
+			stream.Close()
+			return intercept.Fail(errno)
+		}
+		return intercept.Outcome{}
+	}}
+}
+
+// joinUDP connects the program's socket and a relay to each other.
+func (r *Room) joinUDP(s *intercept.Socket, to, far, local netip.AddrPort, stream tunnel.Stream) unix.Errno {
+	a, err := newAssociation(r, s)
+	if err != nil {
+		return unix.EBADF
+	}
+	relay, err := openRelay(s, to)
+	if err != nil {
+		a.stop()
+		return unix.EADDRNOTAVAIL
+	}
+	fail := func(err error) unix.Errno {
+		relay.Close()
+		a.stop()
+		if e, ok := err.(unix.Errno); ok {
+			return e
+		}
+		return unix.EADDRNOTAVAIL
+	}
+	at := relayAddr(relay)
+	if err := unix.Connect(s.FD, inet.ToUnix(s.Family, at)); err != nil {
+		return fail(err)
+	}
+	sa, err := unix.Getsockname(s.FD)
+	if err != nil {
+		return fail(err)
+	}
+	a.here = inet.Unmap(inet.FromUnix(sa))
+	if err := connectUDPConn(relay, a.here); err != nil {
+		return fail(err)
+	}
+	a.connected, a.local = inet.Shape(s.Family, far), inet.Shape(s.Family, local)
+	a.stream = stream
+	a.relays[far], a.far[at] = relay, far
+	r.udp.mu.Lock()
+	r.udp.addLocked(a)
+	r.udp.mu.Unlock()
+	r.work.Add(2)
+	go func() { defer r.work.Done(); r.sendConnected(a, relay, stream) }()
+	go func() { defer r.work.Done(); r.receiveConnected(a, relay, far, at, stream) }()
+	return 0
+}
+
+// connectUDPConn connects a relay to the program's socket, so that nobody else's datagrams count.
+func connectUDPConn(c *net.UDPConn, to netip.AddrPort) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	family := unix.AF_INET
+	if relayAddr(c).Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	cerr := raw.Control(func(fd uintptr) { err = unix.Connect(int(fd), inet.ToUnix(family, to)) })
+	if cerr != nil {
+		return cerr
+	}
+	return err
+}

@@ -1,0 +1,159 @@
+package sys
+
+import (
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Seccomp user notification (seccomp_unotify(2)). x/sys lacks these; the layouts are those of
+// include/uapi/linux/seccomp.h and equal on amd64 and arm64.
+
+// Notif is struct seccomp_notif: one call of the program that waits for an answer.
+type Notif struct {
+	ID    uint64
+	PID   uint32 // thread id, in our pid namespace
+	Flags uint32
+	Data  SeccompData
+}
+
+// SeccompData is struct seccomp_data.
+type SeccompData struct {
+	NR   int32
+	Arch uint32
+	IP   uint64
+	Args [6]uint64
+}
+
+// notifResp is struct seccomp_notif_resp.
+type notifResp struct {
+	id    uint64
+	val   int64
+	err   int32
+	flags uint32
+}
+
+// notifAddFD is struct seccomp_notif_addfd.
+type notifAddFD struct {
+	id       uint64
+	flags    uint32
+	srcfd    uint32
+	newfd    uint32
+	newflags uint32
+}
+
+const (
+	ioctlNotifRecv     = 0xc0502100
+	ioctlNotifSend     = 0xc0182101
+	ioctlNotifIDValid  = 0x40082102
+	ioctlNotifAddFD    = 0x40182103 // Linux 5.9
+	ioctlNotifSetFlags = 0x40082104 // Linux 6.6
+
+	notifFlagContinue = 1 // Linux 5.5
+	addFDFlagSend     = 2 // Linux 5.14
+	notifSyncWakeUp   = 1
+
+	filterFlagSpecAllow    = 1 << 2
+	filterFlagNewListener  = 1 << 3
+	filterFlagWaitKillable = 1 << 5 // Linux 5.19
+)
+
+// Listener is the descriptor that receives the notifications of one filter.
+type Listener int
+
+// InstallFilter puts the calling thread, and all that it starts or executes, under the filter and
+// returns the listener. The caller has locked its OS thread and has no_new_privs set or
+// CAP_SYS_ADMIN. EBUSY: another filter with a listener is installed already (the kernel allows one
+// in a tree). From the return to the exec only calls that the filter lets pass are safe.
+func InstallFilter(filter []unix.SockFilter) (Listener, error) {
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	// Without WAIT_KILLABLE a signal restarts a call that was received already: Go programs, which
+	// signal themselves for preemption, would storm us. Kernels before 5.19 do not know it.
+	for _, flags := range []uintptr{
+		filterFlagNewListener | filterFlagSpecAllow | filterFlagWaitKillable,
+		filterFlagNewListener | filterFlagSpecAllow,
+	} {
+		fd, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
+		if e == 0 {
+			return Listener(fd), nil
+		}
+		if e != unix.EINVAL {
+			return -1, e
+		}
+	}
+	runtime.KeepAlive(filter)
+	return -1, unix.EINVAL
+}
+
+// BlockSignals blocks every signal on the calling thread, which must be locked: a signal during
+// AddFDSend would make the program's call return 0 with no descriptor.
+func BlockSignals() {
+	all := ^uint64(0)
+	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_BLOCK, uintptr(unsafe.Pointer(&all)), 0, 8, 0, 0)
+}
+
+// SetSyncWakeUp asks for a wake-up of the waiting side on the same CPU, which halves the latency of
+// a trapped call where the kernel knows it (6.6).
+func (l Listener) SetSyncWakeUp() error {
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(l), ioctlNotifSetFlags, notifSyncWakeUp)
+	return errnoErr(e)
+}
+
+// Recv waits for the next call. It is not a RawSyscall: a blocked receiver must give up its P.
+// EINTR and ENOENT (the task died meanwhile) are returned as they come.
+func (l Listener) Recv(n *Notif) unix.Errno {
+	*n = Notif{} // the kernel wants it zeroed
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(l), ioctlNotifRecv, uintptr(unsafe.Pointer(n)))
+	return e
+}
+
+// Continue lets the call run as if it had not been trapped.
+func (l Listener) Continue(id uint64) {
+	l.send(&notifResp{id: id, flags: notifFlagContinue})
+}
+
+// Answer ends the call with val, or with errno where that is not 0. ENOENT (the task died or was
+// interrupted) is no error for a supervisor and is dropped.
+func (l Listener) Answer(id uint64, val int64, errno unix.Errno) {
+	r := notifResp{id: id, val: val, err: -int32(errno)}
+	if errno != 0 {
+		r.val = 0
+	}
+	l.send(&r)
+}
+
+func (l Listener) send(r *notifResp) {
+	for {
+		_, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(l), ioctlNotifSend, uintptr(unsafe.Pointer(r)))
+		if e != unix.EINTR {
+			return
+		}
+	}
+}
+
+// AddFDSend puts a copy of fd into the task, close-on-exec if asked, and ends the call with its
+// number. The calling thread must be locked with its signals blocked (see BlockSignals). An error
+// means that the call was not answered.
+func (l Listener) AddFDSend(id uint64, fd int, cloexec bool) error {
+	a := notifAddFD{id: id, flags: addFDFlagSend, srcfd: uint32(fd)}
+	if cloexec {
+		a.newflags = unix.O_CLOEXEC
+	}
+	_, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(l), ioctlNotifAddFD, uintptr(unsafe.Pointer(&a)))
+	return errnoErr(e)
+}
+
+// Valid says whether the call id still waits. After a true answer everything that was read of the
+// task before the question was the task's own.
+func (l Listener) Valid(id uint64) bool {
+	_, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(l), ioctlNotifIDValid, uintptr(unsafe.Pointer(&id)))
+	return e == 0
+}
+
+func errnoErr(e unix.Errno) error {
+	if e == 0 {
+		return nil
+	}
+	return e
+}
