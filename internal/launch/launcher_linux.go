@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -110,13 +111,13 @@ func execArgs(cfg *launcherConfig) (path *byte, argv, envv, shell []*byte, err e
 	if path, err = unix.BytePtrFromString(cfg.Path); err != nil {
 		return
 	}
-	if argv, err = unix.SlicePtrFromStrings(cfg.Argv); err != nil {
+	if argv, err = syscall.SlicePtrFromStrings(cfg.Argv); err != nil {
 		return
 	}
-	if envv, err = unix.SlicePtrFromStrings(cfg.Env); err != nil {
+	if envv, err = syscall.SlicePtrFromStrings(cfg.Env); err != nil {
 		return
 	}
-	shell, err = unix.SlicePtrFromStrings(append([]string{"/bin/sh", cfg.Path}, cfg.Argv[min(1, len(cfg.Argv)):]...))
+	shell, err = syscall.SlicePtrFromStrings(append([]string{"/bin/sh", cfg.Path}, cfg.Argv[min(1, len(cfg.Argv)):]...))
 	return
 }
 

@@ -309,7 +309,7 @@ func LookPath(name, path, dir string) (string, error) {
 	}
 	if strings.Contains(name, "/") {
 		p := abs(name)
-		if err := executable(p); err != nil {
+		if err := executable(p); err != 0 {
 			return "", ExecFault(name, err)
 		}
 		return p, nil

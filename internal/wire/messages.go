@@ -61,14 +61,15 @@ type Welcome struct {
 
 // Target is what the agent knows of the container in whose stead the program runs.
 type Target struct {
-	Hostname  string       `cbor:"n"` // nodename of its UTS namespace
-	Domain    string       `cbor:"d"` // NIS domain name of its UTS namespace
-	Env       []string     `cbor:"e"` // KEY=value as its main process was started with
-	Addrs     []netip.Addr `cbor:"a"` // addresses of its interfaces, loopback excluded
-	WorkDir   string       `cbor:"w"` // working directory of its main process
-	Release   string       `cbor:"r"` // kernel release beneath it
-	Listening []uint16     `cbor:"l"` // TCP ports on which it listens now
-	Features  []string     `cbor:"f"` // what this agent can do here: Feature...
+	Hostname    string       `cbor:"n"` // nodename of its UTS namespace
+	Domain      string       `cbor:"d"` // NIS domain name of its UTS namespace
+	Env         []string     `cbor:"e"` // KEY=value as its main process was started with
+	Addrs       []netip.Addr `cbor:"a"` // addresses of its interfaces, loopback excluded
+	WorkDir     string       `cbor:"w"` // working directory of its main process
+	Release     string       `cbor:"r"` // kernel release beneath it
+	Listening   []uint16     `cbor:"l"` // TCP ports on which it listens now
+	Nameservers []netip.Addr `cbor:"s"` // of its /etc/resolv.conf, in order
+	Features    []string     `cbor:"f"` // what this agent can do here: Feature...
 }
 
 // Features that an agent may lack, with the reason told by the Reply of a subscribe.

@@ -1,0 +1,6 @@
+package mountns
+
+// temporary
+type Plan struct{}
+
+func Enter(*Plan, func(int) error) error { return nil }

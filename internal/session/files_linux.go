@@ -1,0 +1,4 @@
+package session
+
+type files struct{}
+type Files struct{}

@@ -1,0 +1,16 @@
+package session
+
+import (
+	"os"
+	"testing"
+
+	"github.com/stead-dev/stead/internal/launch"
+)
+
+// TestMain makes this test binary the helpers that package launch starts.
+func TestMain(m *testing.M) {
+	if code, handled := launch.Main(os.Args[1:]); handled {
+		os.Exit(code)
+	}
+	os.Exit(m.Run())
+}
