@@ -1,0 +1,150 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/local"
+	"github.com/stead-dev/stead/internal/policy"
+	"github.com/stead-dev/stead/internal/session"
+	"github.com/stead-dev/stead/internal/wire"
+)
+
+// execFlags are the flags of stead exec as the user gave them.
+type execFlags struct {
+	target        string
+	steal, mirror bool
+	noIncoming    bool
+	files         string
+	filesLaptop   []string
+	filesPod      []string
+	laptop        []string
+	quiet         bool
+}
+
+func newExecCommand(a *app) *cobra.Command {
+	var f execFlags
+	c := &cobra.Command{
+		Use:   "exec --target TARGET [flags] -- PROGRAM [ARGS]",
+		Short: "Run a program on the laptop in a pod's stead",
+		Long: `Run PROGRAM on the laptop as it is. Its environment, files, host name, DNS and outgoing
+connections are the target's; what reaches a port of the target on which PROGRAM listens is
+copied to it (--mirror, the default) or brought to it instead (--steal).
+
+TARGET is playground/POD (see "stead playground up") or process/PID of this machine.
+
+Exit codes: PROGRAM's own (128+N when signal N ended it), 125 when stead failed, 126 when PROGRAM
+cannot be executed, 127 when it was not found.`,
+		Example: `  stead exec --target playground/orders -- python3 app.py
+  stead exec --target playground/orders --steal -- ./orders`,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return fault.With(errors.New("no program to run"), c.CommandPath()+" --target TARGET -- PROGRAM ARGS")
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error { return a.exec(c.Context(), &f, args) },
+	}
+	// Flags after PROGRAM are PROGRAM's, with and without "--".
+	c.Flags().SetInterspersed(false)
+	c.Flags().StringVarP(&f.target, "target", "t", "", "in whose stead: playground/POD, process/PID")
+	c.Flags().BoolVar(&f.steal, "steal", false, "bring the target's new connections to the program instead of the app")
+	c.Flags().BoolVar(&f.mirror, "mirror", false, "copy the target's connections to the program while the app answers (default)")
+	c.Flags().BoolVar(&f.noIncoming, "no-incoming", false, "leave the target's incoming traffic alone")
+	c.Flags().StringVar(&f.files, "files", string(session.DoorAuto), "how the target's files are shown: auto, mount, trap or none")
+	c.Flags().StringArrayVar(&f.filesLaptop, "files-laptop", nil, "a path that stays on the laptop (repeatable)")
+	c.Flags().StringArrayVar(&f.filesPod, "files-pod", nil, "a path that is the target's (repeatable)")
+	c.Flags().StringArrayVar(&f.laptop, "outgoing-laptop", nil, "ADDRESS[/BITS][:PORT] that is connected from the laptop (repeatable)")
+	c.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "print warnings and errors only")
+	return c
+}
+
+func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
+	o, err := f.options()
+	if err != nil {
+		return err
+	}
+	if o.Dir, err = os.Getwd(); err != nil {
+		return fault.With(fmt.Errorf("working directory: %w", err), "cd to a directory that exists")
+	}
+	t, err := local.Resolve(ctx, f.target)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	o.Dial, o.Build, o.Target, o.Argv, o.Env, o.Stderr = t.Dial, Version, f.target, argv, a.env, a.stderr
+	code, err := session.Run(ctx, o)
+	if err != nil {
+		return err
+	}
+	return exitCode(code)
+}
+
+// options checks the flags.
+func (f *execFlags) options() (o session.Options, err error) {
+	if f.target == "" {
+		return o, fault.With(errors.New("no target"), "stead exec --target playground/orders -- PROGRAM (stead playground status lists the pods)")
+	}
+	switch {
+	case f.steal && f.mirror, f.noIncoming && (f.steal || f.mirror):
+		return o, fault.With(errors.New("--steal, --mirror and --no-incoming exclude each other"), "give one of them")
+	case f.steal:
+		o.Incoming = wire.Steal
+	case !f.noIncoming:
+		o.Incoming = wire.Mirror
+	}
+	switch d := session.Door(f.files); d {
+	case session.DoorAuto, session.DoorMount, session.DoorTrap, session.DoorNone:
+		o.Files = session.Files{Door: d, Laptop: f.filesLaptop, Pod: f.filesPod}
+	default:
+		return o, fault.With(fmt.Errorf("--files %s: no such way", f.files), "--files auto, mount, trap or none")
+	}
+	for _, p := range append(append([]string(nil), f.filesLaptop...), f.filesPod...) {
+		if !strings.HasPrefix(p, "/") {
+			return o, fault.With(fmt.Errorf("path rule %s: not an absolute path", p), "--files-laptop $PWD/"+p)
+		}
+	}
+	for _, s := range f.laptop {
+		r, err := parseAddressRule(s)
+		if err != nil {
+			return o, fault.With(fmt.Errorf("--outgoing-laptop %s: %w", s, err), "--outgoing-laptop 127.0.0.1:5432, 192.168.0.0/16 or [fd00::]/8")
+		}
+		o.Laptop = append(o.Laptop, r)
+	}
+	o.Quiet = f.quiet
+	return o, nil
+}
+
+// parseAddressRule reads ADDRESS[/BITS][:PORT], an IPv6 address in brackets where a port follows.
+func parseAddressRule(s string) (r policy.AddressRule, err error) {
+	host, port := s, ""
+	if i := strings.LastIndexByte(s, ':'); i >= 0 && (strings.Count(s, ":") == 1 || strings.HasPrefix(s, "[") && strings.LastIndexByte(s, ']') < i) {
+		host, port = s[:i], s[i+1:]
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil {
+			return r, fmt.Errorf("port %q", port)
+		}
+		r.Port = uint16(n)
+	}
+	addr, bits, hasBits := strings.Cut(host, "/")
+	a, err := netip.ParseAddr(strings.Trim(addr, "[]"))
+	if err != nil {
+		return r, err
+	}
+	n := a.BitLen()
+	if hasBits {
+		if n, err = strconv.Atoi(bits); err != nil {
+			return r, fmt.Errorf("prefix length %q", bits)
+		}
+	}
+	r.Prefix, err = a.Prefix(n)
+	return r, err
+}

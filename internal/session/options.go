@@ -1,0 +1,45 @@
+package session
+
+import (
+	"io"
+
+	"github.com/stead-dev/stead/internal/policy"
+	"github.com/stead-dev/stead/internal/tunnel"
+	"github.com/stead-dev/stead/internal/wire"
+)
+
+// Options say what to run and how.
+type Options struct {
+	Dial   tunnel.Dialer // reaches an agent beside the target
+	Secret []byte        // what that agent wants to hear
+	Build  string        // our version
+	Target string        // as the user named it, for messages
+
+	Argv []string
+	Env  []string // the laptop's
+	Dir  string   // the working directory, absolute
+
+	Incoming wire.Mode            // empty: incoming traffic is left alone
+	Laptop   []policy.AddressRule // destinations that stay on the laptop
+	Files    Files
+
+	Stderr io.Writer // where our few lines go
+	Quiet  bool      // warnings only
+}
+
+// Door names the way by which the program's path calls reach the pod's files.
+type Door string
+
+const (
+	DoorAuto  Door = "auto"  // mount where a probe says that it can be had, else trap
+	DoorMount Door = "mount" // a mount namespace whose root is the pod's
+	DoorTrap  Door = "trap"  // path calls are trapped and answered one by one
+	DoorNone  Door = "none"  // the program sees the laptop's files only
+)
+
+// Files says what of the files is the pod's.
+type Files struct {
+	Door   Door
+	Laptop []string // further paths that stay on the laptop
+	Pod    []string // further paths that are the pod's
+}

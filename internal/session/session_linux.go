@@ -1,0 +1,234 @@
+// Package session is one run of a program in a pod's stead, from start to end: it greets the
+// agent, starts the program under the interceptor, answers what the interceptor asks from its
+// rooms (outgoing, incoming, the pod's files), and ends with the program.
+//
+// Who owns what: Run owns everything and gives it back in reverse order before it returns. When
+// the agent is lost for good the program is ended, for half of what it sees would be a lie. When
+// this process is killed, the guard ends the program (package launch), the kernel closes our
+// sockets, and the agent, seeing the tunnel end, gives the pod's connections back.
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"sync"
+	"time"
+
+	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/intercept/notify"
+	"github.com/stead-dev/stead/internal/launch"
+	"github.com/stead-dev/stead/internal/policy"
+	"github.com/stead-dev/stead/internal/session/incoming"
+	"github.com/stead-dev/stead/internal/session/outgoing"
+	"github.com/stead-dev/stead/internal/session/pod"
+	"github.com/stead-dev/stead/internal/sys"
+	"github.com/stead-dev/stead/internal/tunnel"
+	"github.com/stead-dev/stead/internal/wire"
+)
+
+// Run runs the program and returns its exit code. An error means that stead failed, whatever the
+// program did.
+func Run(ctx context.Context, o Options) (int, error) {
+	path, err := launch.LookPath(o.Argv[0], getenv(o.Env, "PATH"), o.Dir)
+	if err != nil {
+		return 0, err
+	}
+	s := &run{o: o, said: make(map[string]bool)}
+	defer s.close()
+	if err := s.attach(ctx); err != nil {
+		return 0, err
+	}
+	if err := s.rooms(); err != nil {
+		return 0, err
+	}
+	if err := s.start(ctx, path); err != nil {
+		return 0, err
+	}
+	return s.wait(ctx)
+}
+
+// run is the state of one Run. Only its goroutine touches the fields; the rooms and the
+// supervisor have their own locks.
+type run struct {
+	o     Options
+	pod   *pod.Conn
+	in    *incoming.Room
+	out   *outgoing.Room
+	files *files
+	sup   *notify.Supervisor
+	proc  *launch.Process
+
+	mu   sync.Mutex // guards said and the order of lines on Stderr
+	said map[string]bool
+}
+
+// close gives back what was taken, in reverse order.
+func (s *run) close() {
+	if s.proc != nil {
+		s.proc.Kill()
+	}
+	if s.sup != nil {
+		s.sup.Close()
+	}
+	if s.in != nil {
+		s.in.Close()
+	}
+	if s.out != nil {
+		s.out.Close()
+	}
+	if s.files != nil {
+		s.files.close()
+	}
+	if s.pod != nil {
+		s.pod.Close()
+	}
+}
+
+// attach reaches the agent.
+func (s *run) attach(ctx context.Context) error {
+	s.in = incoming.New(incoming.Config{Mode: s.o.Incoming, Trouble: s.trouble, Notice: s.notice})
+	t, err := tunnel.Dial(ctx, s.o.Dial, tunnel.Options{})
+	if err != nil {
+		return fmt.Errorf("reach an agent beside %s: %w", s.o.Target, err)
+	}
+	s.pod, err = pod.Attach(ctx, t, wire.Hello{Build: s.o.Build, Holder: holder(), Secret: s.o.Secret},
+		pod.Handlers{Incoming: s.in.Serve, Event: s.event})
+	if err != nil {
+		return err
+	}
+	s.in.SetPod(s.pod)
+	return nil
+}
+
+func (s *run) rooms() (err error) {
+	t := s.pod.Target()
+	s.out, err = outgoing.New(outgoing.Config{
+		Pod:     s.pod,
+		Policy:  &policy.Network{Laptop: s.o.Laptop, Nameservers: t.Nameservers},
+		Addrs:   t.Addrs,
+		OwnTCP:  s.in.OwnTCP,
+		OwnUDP:  s.in.OwnUDP,
+		Trouble: s.trouble,
+	})
+	if err != nil {
+		return err
+	}
+	s.files, err = openFiles(s)
+	return err
+}
+
+func (s *run) start(ctx context.Context, path string) (err error) {
+	t := s.pod.Target()
+	h := &handler{in: s.in, out: s.out, node: t.Hostname, nis: t.Domain, trouble: s.trouble}
+	spec := launch.Spec{
+		Path: path, Argv: s.o.Argv, Env: policy.Environment(s.o.Env, t.Env),
+		Hostname: t.Hostname, Domain: t.Domain,
+		Serve: func(l sys.Listener) (err error) {
+			s.sup, err = notify.Start(l, h)
+			return err
+		},
+	}
+	s.files.prepare(&spec, h)
+	spec.Filter.Uname = !spec.UTS
+	s.proc, err = launch.Start(ctx, spec)
+	return err
+}
+
+// wait follows the program to its end, passing on signals.
+func (s *run) wait(ctx context.Context) (int, error) {
+	stop := forwardSignals(s.proc)
+	defer stop()
+	var lost error
+	select {
+	case <-s.proc.Done():
+	case <-ctx.Done():
+		s.end()
+		return 0, context.Cause(ctx)
+	case <-s.pod.Done():
+		if lost = s.pod.Err(); lost == nil {
+			lost = errors.New("the agent ended")
+		}
+		s.end()
+		return 0, fault.With(fmt.Errorf("lost the agent beside %s, so the program was ended: %w", s.o.Target, lost), "run the same command again")
+	}
+	s.end()
+	return s.proc.ExitCode(), nil
+}
+
+// graceTime is how long what the program left behind has to end after SIGTERM.
+const graceTime = 2 * time.Second
+
+// end ends what still runs of the program's tree: none of it could go on without us.
+func (s *run) end() {
+	n := s.proc.Leftovers()
+	if n == 0 {
+		return
+	}
+	select {
+	case <-s.proc.Done():
+		s.notice(fmt.Sprintf("the program has ended; ending %d process(es) that it left running", n))
+	default:
+	}
+	s.proc.Terminate()
+	for end := time.Now().Add(graceTime); s.proc.Leftovers() > 0 && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func (s *run) event(e wire.Event) {
+	switch e.Kind {
+	case wire.EventTargetGone:
+		s.notice("the target ended: " + e.Text)
+	default:
+		s.notice(e.Text)
+	}
+}
+
+// trouble tells what the program's errno cannot; the same line once.
+func (s *run) trouble(err error) {
+	s.once("warning: " + err.Error())
+	if hint := fault.Hint(err); hint != "" {
+		s.once("hint: " + hint)
+	}
+}
+
+func (s *run) notice(text string) {
+	if !s.o.Quiet {
+		s.once("stead: " + text)
+	}
+}
+
+func (s *run) once(line string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.said[line] || len(s.said) > 1000 {
+		return
+	}
+	s.said[line] = true
+	fmt.Fprintln(s.o.Stderr, line)
+}
+
+// holder says who we are to those who find a port taken.
+func holder() string {
+	name := "unknown"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return name + "@" + host
+}
+
+func getenv(env []string, key string) string {
+	for _, kv := range env {
+		if len(kv) > len(key) && kv[len(key)] == '=' && kv[:len(key)] == key {
+			return kv[len(key)+1:]
+		}
+	}
+	return ""
+}
