@@ -16,7 +16,7 @@ func Relay(ctx context.Context, c net.Conn, s Stream) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_, err := io.Copy(s, struct{ io.Reader }{c})
+		_, err := copyTo(s, c)
 		if err == nil {
 			s.CloseWrite()
 			return
@@ -24,7 +24,7 @@ func Relay(ctx context.Context, c net.Conn, s Stream) {
 		s.Reset(uint32(syscall.ECONNRESET))
 		abort(c)
 	}()
-	_, err := io.Copy(struct{ io.Writer }{c}, s)
+	_, err := copyFrom(c, s)
 	var reset *ResetError
 	switch {
 	case err == nil:
@@ -47,4 +47,19 @@ func abort(c net.Conn) {
 		t.SetLinger(0)
 	}
 	c.Close()
+}
+
+// copyTo and copyFrom use the stream's own loops, which move whole chunks.
+func copyTo(s Stream, c net.Conn) (int64, error) {
+	if r, ok := s.(io.ReaderFrom); ok {
+		return r.ReadFrom(c)
+	}
+	return io.Copy(s, c)
+}
+
+func copyFrom(c net.Conn, s Stream) (int64, error) {
+	if w, ok := s.(io.WriterTo); ok {
+		return w.WriteTo(c)
+	}
+	return io.Copy(c, s)
 }
