@@ -28,6 +28,9 @@ type app struct {
 // Run executes the command line args (without the program's name) and returns the exit code.
 // It installs no signal handler: ctx ends what runs.
 func Run(ctx context.Context, args, env []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if code, handled := helper(args); handled {
+		return code
+	}
 	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, env: env}
 	root := newRoot(a)
 	root.SetArgs(args)
@@ -74,6 +77,8 @@ func newRoot(a *app) *cobra.Command {
 		return fault.With(err, c.CommandPath()+" --help")
 	})
 	for _, newCommand := range []func(*app) *cobra.Command{
+		newExecCommand,
+		newAgentCommand,
 		newVersionCommand,
 	} {
 		root.AddCommand(newCommand(a))

@@ -18,9 +18,13 @@ const Listening = 10
 
 // Sockets calls f for each socket of this process's network namespace; network is "tcp" or "udp",
 // both families. A family that the kernel lacks has none.
-func Sockets(network string, f func(Row)) error {
+func Sockets(network string, f func(Row)) error { return SocketsOf("/proc/self", network, f) }
+
+// SocketsOf is Sockets for the network namespace of the process or thread whose directory in /proc
+// is given.
+func SocketsOf(proc, network string, f func(Row)) error {
 	for _, name := range []string{network, network + "6"} {
-		b, err := os.ReadFile("/proc/self/net/" + name)
+		b, err := os.ReadFile(proc + "/net/" + name)
 		if os.IsNotExist(err) {
 			continue
 		}

@@ -197,7 +197,6 @@ func (c *conn) finish(err error) {
 		return
 	}
 	c.err = err
-	close(c.done)
 	for _, s := range c.streams {
 		s.failLocked(err)
 	}
@@ -214,6 +213,7 @@ func (c *conn) finish(err error) {
 	if c.onEnd != nil {
 		c.onEnd()
 	}
+	close(c.done)
 }
 
 func (c *conn) smallLocked(kind byte, stream, value uint32) {

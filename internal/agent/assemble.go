@@ -1,0 +1,265 @@
+package agent
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"time"
+)
+
+// Assembling a client's bytes from its segments. Only connections whose SYN was seen are followed:
+// without the beginning no protocol makes sense. Everything is bounded; what does not fit ends the
+// copy of that connection, never the connection.
+const (
+	maxFlows    = 16384
+	maxHole     = 512 << 10 // bytes kept beyond a hole
+	maxCopy     = 4 << 20   // bytes that wait for one session
+	holeAge     = 10 * time.Second
+	flowAge     = 30 * time.Minute // a connection on which the client says nothing
+	sweepEvery  = time.Second
+	maxSegments = 4096 // segments kept beyond a hole
+)
+
+var (
+	errDropped = errors.New("dropped")
+	errReset   = errors.New("reset by the client")
+)
+
+// assembler follows the connections of a tap. It is guarded by tap.mu.
+type assembler struct {
+	flows map[flowKey]*flow
+}
+
+// flow is one connection's direction to the target. next, ahead and the times are the
+// assembler's; the copies have their own lock.
+type flow struct {
+	key     flowKey
+	next    uint32 // sequence number of the next byte
+	ahead   []segment
+	beyond  int // bytes in ahead
+	seen    time.Time
+	hole    time.Time // since when ahead is not empty
+	fin     uint32
+	haveFin bool
+
+	mu     sync.Mutex
+	head   []byte // bytes before the copies were made
+	copies []*copyOf
+	sealed bool
+	ended  error // io.EOF, errReset or errDropped
+}
+
+// take follows one segment; it returns the flow of a connection that begins.
+func (a *assembler) take(s *segment, now time.Time) (began *flow) {
+	f := a.flows[s.key]
+	if s.syn && !s.ack {
+		if f != nil && f.next == s.seq+1 {
+			return nil // sent again
+		}
+		if f != nil {
+			f.end(errReset) // the number pair is used anew
+		} else if len(a.flows) >= maxFlows {
+			return nil
+		}
+		f = &flow{key: s.key, next: s.seq + 1}
+		a.flows[s.key] = f
+		began = f
+		s.seq++ // data may come with the SYN (fast open)
+	}
+	if f == nil {
+		return nil
+	}
+	f.seen = now
+	if s.rst {
+		a.end(f, errReset)
+		return began
+	}
+	if s.fin {
+		f.fin, f.haveFin = s.seq+uint32(len(s.data)), true
+	}
+	if len(s.data) > 0 {
+		f.data(s, now)
+	}
+	switch {
+	case f.beyond > maxHole || len(f.ahead) > maxSegments:
+		a.end(f, errDropped)
+	case f.haveFin && int32(f.next-f.fin) >= 0:
+		a.end(f, io.EOF)
+	}
+	return began
+}
+
+func (a *assembler) end(f *flow, err error) {
+	if a.flows[f.key] == f {
+		delete(a.flows, f.key)
+	}
+	f.end(err)
+}
+
+func (a *assembler) endAll() {
+	for _, f := range a.flows {
+		a.end(f, errReset)
+	}
+}
+
+// sweep gives up what waits for bytes that were lost, and what is silent for very long.
+func (a *assembler) sweep(now time.Time) {
+	for _, f := range a.flows {
+		switch {
+		case len(f.ahead) > 0 && now.Sub(f.hole) > holeAge:
+			a.end(f, errDropped)
+		case now.Sub(f.seen) > flowAge:
+			a.end(f, errReset)
+		}
+	}
+}
+
+// data puts the bytes of s in order. Sequence numbers wrap: they are compared by difference.
+func (f *flow) data(s *segment, now time.Time) {
+	if d := int32(s.seq - f.next); d > 0 { // a hole in front of it
+		if len(f.ahead) == 0 {
+			f.hole = now
+		}
+		kept := segment{seq: s.seq, data: append([]byte(nil), s.data...)}
+		i := len(f.ahead)
+		for i > 0 && int32(kept.seq-f.ahead[i-1].seq) < 0 {
+			i--
+		}
+		f.ahead = append(f.ahead, segment{})
+		copy(f.ahead[i+1:], f.ahead[i:])
+		f.ahead[i] = kept
+		f.beyond += len(kept.data)
+		return
+	}
+	f.advance(s)
+	for len(f.ahead) > 0 && int32(f.ahead[0].seq-f.next) <= 0 {
+		f.beyond -= len(f.ahead[0].data)
+		f.advance(&f.ahead[0])
+		f.ahead = f.ahead[1:]
+		f.hole = now
+	}
+	if len(f.ahead) == 0 {
+		f.ahead = nil
+	}
+}
+
+// advance takes the part of s that is new.
+func (f *flow) advance(s *segment) {
+	old := f.next - s.seq
+	if old >= uint32(len(s.data)) {
+		return // all of it was seen
+	}
+	b := s.data[old:]
+	f.next += uint32(len(b))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.sealed {
+		f.head = append(f.head, b...)
+		if len(f.head) > maxCopy {
+			f.head, f.sealed = nil, true
+			f.ended = errDropped
+		}
+	}
+	for _, c := range f.copies {
+		c.put(b)
+	}
+}
+
+func (f *flow) end(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ended != nil {
+		return
+	}
+	f.ended = err
+	for _, c := range f.copies {
+		c.finish(err)
+	}
+}
+
+// copy makes a further copy, from the connection's first byte; only before seal.
+func (f *flow) copy() *copyOf {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := &copyOf{abandoned: make(chan struct{})}
+	c.change.L = &c.mu
+	if len(f.head) > 0 {
+		c.put(f.head)
+	}
+	if f.ended != nil {
+		c.finish(f.ended)
+	}
+	f.copies = append(f.copies, c)
+	return c
+}
+
+// seal says that no further copy will be made.
+func (f *flow) seal() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sealed = true
+	f.head = nil
+}
+
+// copyOf is a queue of bytes for one session.
+type copyOf struct {
+	mu        sync.Mutex
+	change    sync.Cond
+	buf       []byte
+	err       error
+	gone      bool
+	abandoned chan struct{}
+}
+
+func (c *copyOf) put(b []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil || c.gone {
+		return
+	}
+	if len(c.buf)+len(b) > maxCopy {
+		c.buf, c.err = nil, errDropped
+	} else {
+		c.buf = append(c.buf, b...)
+	}
+	c.change.Signal()
+}
+
+func (c *copyOf) finish(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		c.err = err
+	}
+	c.change.Signal()
+}
+
+// abandon ends next: nobody wants the rest.
+func (c *copyOf) abandon() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.gone {
+		c.gone = true
+		c.buf = nil
+		close(c.abandoned)
+	}
+	c.change.Signal()
+}
+
+// next waits for bytes; with the last of them, or alone, comes the reason why there are no more.
+func (c *copyOf) next() ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.buf) == 0 && c.err == nil && !c.gone {
+		c.change.Wait()
+	}
+	if c.gone {
+		return nil, errReset
+	}
+	b := c.buf
+	c.buf = nil
+	if c.err == io.EOF || c.err == nil {
+		return b, c.err
+	}
+	return nil, c.err
+}

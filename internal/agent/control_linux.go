@@ -1,0 +1,81 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// controlListener is a net.Listener whose connections are passed to it: over a unix socket of the
+// agent's starter come messages of one byte with one descriptor, a connected stream socket. The
+// end of that socket is the end of the starter, and so of the agent.
+type controlListener struct {
+	c    *net.UnixConn
+	once sync.Once
+}
+
+// ControlListener takes the inherited descriptor fd, a connected unix socket (SOCK_SEQPACKET or
+// SOCK_STREAM).
+func ControlListener(fd int) (net.Listener, error) {
+	unix.CloseOnExec(fd)
+	f := os.NewFile(uintptr(fd), "control socket")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("descriptor %d: %w", fd, err)
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, fmt.Errorf("descriptor %d: not a unix socket", fd)
+	}
+	return &controlListener{c: u}, nil
+}
+
+// Accept implements net.Listener.
+func (l *controlListener) Accept() (net.Conn, error) {
+	b, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
+	n, on, _, _, err := l.c.ReadMsgUnix(b, oob)
+	if err != nil {
+		return nil, err
+	}
+	if n == 0 {
+		return nil, errors.New("starter gone")
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:on])
+	if err != nil || len(msgs) != 1 {
+		return nil, errors.New("message without a descriptor")
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != 1 {
+		return nil, errors.New("message without a descriptor")
+	}
+	unix.CloseOnExec(fds[0])
+	f := os.NewFile(uintptr(fds[0]), "transport")
+	defer f.Close()
+	return net.FileConn(f)
+}
+
+// Close implements net.Listener.
+func (l *controlListener) Close() error { return l.c.Close() }
+
+// Addr implements net.Listener.
+func (l *controlListener) Addr() net.Addr { return l.c.LocalAddr() }
+
+// SendTransport passes a connected stream socket to the agent at the other end of control.
+func SendTransport(control *os.File, transport *os.File) error {
+	raw, err := control.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = raw.Write(func(fd uintptr) bool {
+		serr = unix.Sendmsg(int(fd), []byte{0}, unix.UnixRights(int(transport.Fd())), nil, unix.MSG_NOSIGNAL)
+		return serr != unix.EAGAIN
+	})
+	return errors.Join(err, serr)
+}

@@ -1,0 +1,280 @@
+package agent
+
+import (
+	"context"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/tunnel"
+	"github.com/stead-dev/stead/internal/wire"
+)
+
+// Serving the target's files, read only. Every path is resolved by openat2 below the target's root
+// as its processes see it (/proc/PID/root), so no symlink and no ".." leads out, and never through
+// /proc's magic links. What is on the pod's /proc, /sys and /dev is not served: they describe the
+// pod's machine, or act.
+
+const (
+	maxFileWorkers = 32
+	maxHandles     = 4096
+	resolve        = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
+)
+
+// fileServer serves one stream. Requests are answered by a bounded number of goroutines, each
+// answer written with one Write.
+type fileServer struct {
+	root int
+	st   tunnel.Stream
+
+	write sync.Mutex
+
+	mu      sync.Mutex
+	handles map[uint64]*os.File
+	next    uint64
+}
+
+func (x *session) files(ctx context.Context, st tunnel.Stream, _ *wire.Open) {
+	serveFiles(ctx, st, int(x.s.target.root.Fd()))
+}
+
+// serveFiles answers requests until the stream ends.
+func serveFiles(ctx context.Context, st tunnel.Stream, root int) {
+	f := &fileServer{root: root, st: st, handles: make(map[uint64]*os.File)}
+	stop := context.AfterFunc(ctx, func() { st.Reset(0) })
+	defer stop()
+	var work sync.WaitGroup
+	slots := make(chan struct{}, maxFileWorkers)
+	for {
+		q, err := wire.ReadFileRequest(st)
+		if err != nil {
+			break
+		}
+		slots <- struct{}{}
+		work.Add(1)
+		go func() {
+			defer work.Done()
+			defer func() { <-slots }()
+			f.serve(&q)
+		}()
+	}
+	work.Wait()
+	st.Close()
+	for _, h := range f.handles {
+		h.Close()
+	}
+}
+
+var answers = sync.Pool{New: func() any { b := make([]byte, 0, 64<<10); return &b }}
+
+// fileOps is the table of operations: each appends its body to b.
+var fileOps = [...]func(f *fileServer, q *wire.FileRequest, b []byte) ([]byte, error){
+	wire.FileStat:     (*fileServer).stat,
+	wire.FileReadlink: (*fileServer).readlink,
+	wire.FileList:     (*fileServer).list,
+	wire.FileOpen:     (*fileServer).open,
+	wire.FileRead:     (*fileServer).read,
+	wire.FileClose:    (*fileServer).close,
+}
+
+func (f *fileServer) serve(q *wire.FileRequest) {
+	p := answers.Get().(*[]byte)
+	b := wire.BeginFileAnswer((*p)[:0], q.ID, 0)
+	err := error(unix.ENOSYS)
+	if int(q.Op) < len(fileOps) && fileOps[q.Op] != nil {
+		b, err = fileOps[q.Op](f, q, b)
+	}
+	if err != nil {
+		errno, ok := err.(unix.Errno)
+		if !ok {
+			errno = unix.EIO
+		}
+		b = wire.BeginFileAnswer(b[:0], q.ID, uint32(errno))
+	}
+	b = wire.EndFileAnswer(b)
+	f.write.Lock()
+	_, _ = f.st.Write(b)
+	f.write.Unlock()
+	if cap(b) <= 2*wire.MaxFileRead {
+		*p = b
+		answers.Put(p)
+	}
+}
+
+// hidden are the places that are not served.
+var hidden = []string{"/proc", "/sys", "/dev"}
+
+// at opens a path below the root.
+func (f *fileServer) at(path string, flags uint64) (int, error) {
+	for _, h := range hidden {
+		if rest, ok := strings.CutPrefix(path, h); ok && (rest == "" || rest[0] == '/') {
+			if rest != "" || flags&unix.O_PATH == 0 {
+				return -1, unix.ENOENT
+			}
+		}
+	}
+	name := strings.TrimLeft(path, "/")
+	if name == "" {
+		name = "."
+	}
+	for range 64 { // EAGAIN: a rename raced with a ".." in a symlink
+		fd, err := unix.Openat2(f.root, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve})
+		if err != unix.EAGAIN && err != unix.EINTR {
+			return fd, err
+		}
+	}
+	return -1, unix.EAGAIN
+}
+
+func (f *fileServer) stat(q *wire.FileRequest, b []byte) ([]byte, error) {
+	fd, err := f.at(q.Path, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return b, err
+	}
+	defer unix.Close(fd)
+	a, err := attr(fd, "")
+	if err != nil {
+		return b, err
+	}
+	return wire.AppendAttr(b, &a), nil
+}
+
+// attr is the attributes of name in fd's directory, or of fd itself.
+func attr(fd int, name string) (a wire.Attr, err error) {
+	var st unix.Stat_t
+	if name == "" {
+		err = unix.Fstatat(fd, "", &st, unix.AT_EMPTY_PATH)
+	} else {
+		err = unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err != nil {
+		return a, err
+	}
+	return wire.Attr{
+		// Several file systems make the pod's tree, it is shown as one: keep their inodes apart.
+		Ino: st.Ino ^ uint64(st.Dev)*0x9e3779b97f4a7c15, Size: uint64(st.Size), Blocks: uint64(st.Blocks),
+		Mode: st.Mode, Nlink: uint32(st.Nlink), UID: st.Uid, GID: st.Gid, Rdev: uint32(st.Rdev),
+		Atime: st.Atim.Nano(), Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano(),
+	}, nil
+}
+
+func (f *fileServer) readlink(q *wire.FileRequest, b []byte) ([]byte, error) {
+	fd, err := f.at(q.Path, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return b, err
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, wire.MaxFilePath)
+	n, err := unix.Readlinkat(fd, "", buf)
+	if err == unix.ENOENT { // not a link, says readlinkat of an empty path
+		err = unix.EINVAL
+	}
+	if err != nil {
+		return b, err
+	}
+	return append(b, buf[:n]...), nil
+}
+
+func (f *fileServer) list(q *wire.FileRequest, b []byte) ([]byte, error) {
+	fd, err := f.at(q.Path, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return b, err
+	}
+	d := os.NewFile(uintptr(fd), q.Path)
+	defer d.Close()
+	for {
+		names, err := d.Readdirnames(1024)
+		for _, n := range names {
+			a, err := attr(fd, n)
+			if err != nil {
+				continue // gone meanwhile
+			}
+			b = wire.AppendEntry(b, &wire.Entry{Name: n, Attr: a})
+			if len(b) > wire.MaxFileBody {
+				return b, unix.EOVERFLOW
+			}
+		}
+		if err != nil || len(names) == 0 {
+			return b, nil
+		}
+	}
+}
+
+// open opens a regular file: to open anything else could block, or do something.
+func (f *fileServer) open(q *wire.FileRequest, b []byte) ([]byte, error) {
+	look, err := f.at(q.Path, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return b, err
+	}
+	defer unix.Close(look)
+	a, err := attr(look, "")
+	if err != nil {
+		return b, err
+	}
+	switch a.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+	case unix.S_IFLNK:
+		return b, unix.ELOOP
+	default:
+		return b, unix.ENXIO
+	}
+	fd, err := f.at(q.Path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY)
+	if err != nil {
+		return b, err
+	}
+	file := os.NewFile(uintptr(fd), q.Path)
+	if a, err = attr(fd, ""); err != nil || a.Mode&unix.S_IFMT != unix.S_IFREG {
+		file.Close()
+		return b, unix.ESTALE
+	}
+	f.mu.Lock()
+	if len(f.handles) >= maxHandles {
+		f.mu.Unlock()
+		file.Close()
+		return b, unix.ENFILE
+	}
+	f.next++
+	h := f.next
+	f.handles[h] = file
+	f.mu.Unlock()
+	for shift := 56; shift >= 0; shift -= 8 {
+		b = append(b, byte(h>>shift))
+	}
+	return wire.AppendAttr(b, &a), nil
+}
+
+func (f *fileServer) read(q *wire.FileRequest, b []byte) ([]byte, error) {
+	f.mu.Lock()
+	file := f.handles[q.Handle]
+	f.mu.Unlock()
+	if file == nil {
+		return b, unix.EBADF
+	}
+	if q.Count > wire.MaxFileRead || q.Offset < 0 {
+		return b, unix.EINVAL
+	}
+	at := len(b)
+	if need := at + int(q.Count); cap(b) < need {
+		b = append(make([]byte, 0, need), b...)
+	}
+	n, err := file.ReadAt(b[at:at+int(q.Count)], q.Offset)
+	if n == 0 && err != nil {
+		if pe, ok := err.(*os.PathError); ok {
+			return b, pe.Err
+		}
+	}
+	return b[:at+n], nil
+}
+
+func (f *fileServer) close(q *wire.FileRequest, b []byte) ([]byte, error) {
+	f.mu.Lock()
+	file := f.handles[q.Handle]
+	delete(f.handles, q.Handle)
+	f.mu.Unlock()
+	if file == nil {
+		return b, unix.EBADF
+	}
+	return b, file.Close()
+}

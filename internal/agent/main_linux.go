@@ -1,0 +1,69 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"runtime/debug"
+
+	"github.com/stead-dev/stead/internal/fault"
+)
+
+// Main is the agent's command line, of stead-agent and of `stead agent serve` alike. It returns
+// the exit code.
+func Main(ctx context.Context, args, env []string, build string, stderr io.Writer) int {
+	fs := flag.NewFlagSet("stead-agent", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	pid := fs.Int("pid", 0, "the target's main process")
+	control := fs.Int("control-fd", -1, "inherited socket over which transports are passed")
+	listen := fs.String("listen", "", "address to listen on for transports; needs STEAD_AGENT_SECRET")
+	linger := fs.Duration("linger", defaultLinger, "how long to wait for a session")
+	resume := fs.Duration("resume", 0, "how long a session may be away (0: 60s for --listen, not at all for --control-fd)")
+	steal := fs.String("steal", "auto", "how connections are stolen: auto, sk_lookup or nft")
+	if err := fs.Parse(args); err != nil {
+		return 2
+	}
+	// A small heap that is given back: most of the time there is nothing to do.
+	debug.SetGCPercent(50)
+	c := Config{PID: *pid, Linger: *linger, Resume: *resume, Steal: *steal, Build: build, Log: stderr}
+	err := func() (err error) {
+		switch {
+		case *pid <= 0:
+			return errors.New("no target: --pid")
+		case *control >= 0:
+			if c.Resume == 0 {
+				c.Resume = -1 // a local socket does not break: its end is the session's
+			}
+			c.Listener, err = ControlListener(*control)
+		case *listen != "":
+			for _, kv := range env {
+				if len(kv) > len(secretEnv) && kv[:len(secretEnv)] == secretEnv {
+					c.Secret = []byte(kv[len(secretEnv):])
+				}
+			}
+			if len(c.Secret) == 0 {
+				return errors.New("--listen without a secret in STEAD_AGENT_SECRET")
+			}
+			c.Listener, err = net.Listen("tcp", *listen)
+		default:
+			return errors.New("nowhere to listen: --control-fd or --listen")
+		}
+		if err != nil {
+			return err
+		}
+		return Run(ctx, c)
+	}()
+	if err != nil {
+		fmt.Fprintln(stderr, "error:", err)
+		if h := fault.Hint(err); h != "" {
+			fmt.Fprintln(stderr, "hint:", h)
+		}
+		return 1
+	}
+	return 0
+}
+
+const secretEnv = "STEAD_AGENT_SECRET="

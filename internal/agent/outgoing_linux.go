@@ -1,0 +1,279 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/inet"
+	"github.com/stead-dev/stead/internal/tunnel"
+	"github.com/stead-dev/stead/internal/wire"
+)
+
+// dial connects from the target's network. The pod's kernel decides how long it takes; a session
+// that gives up resets the stream, which ends the attempt.
+func (x *session) dial(ctx context.Context, st tunnel.Stream, o *wire.Open) {
+	d := o.Dial
+	if d == nil || !d.To.IsValid() || d.Network != "tcp" && d.Network != "udp" {
+		fail(st, unix.EINVAL)
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c, err := x.s.target.connect(ctx, st, d)
+	if err != nil {
+		fail(st, err)
+		return
+	}
+	local, _ := addrPortOf(c.LocalAddr())
+	if err := wire.Write(st, wire.Reply{Local: local, Remote: d.To}); err != nil {
+		c.Close()
+		st.Reset(0)
+		return
+	}
+	if d.Network == "tcp" {
+		tunnel.Relay(ctx, c, st)
+		return
+	}
+	relayUDP(ctx, c.(*net.UDPConn), st)
+}
+
+func addrPortOf(a net.Addr) (netip.AddrPort, bool) {
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		return inet.Unmap(a.AddrPort()), true
+	case *net.UDPAddr:
+		return inet.Unmap(a.AddrPort()), true
+	}
+	return netip.AddrPort{}, false
+}
+
+// connect makes a socket in the target's network namespace and connects it without occupying a
+// thread: what waits is the runtime's poller.
+func (t *target) connect(ctx context.Context, st tunnel.Stream, d *wire.Dial) (net.Conn, error) {
+	ipv6 := d.To.Addr().Is6()
+	kind := unix.SOCK_STREAM
+	if d.Network == "udp" {
+		kind = unix.SOCK_DGRAM
+	}
+	fd, err := t.socket(ipv6, kind)
+	if err != nil {
+		return nil, err
+	}
+	family := unix.AF_INET
+	if ipv6 {
+		family = unix.AF_INET6
+	}
+	if d.Bind.IsValid() {
+		// The port that the program chose, where it is free here; an address that is not this
+		// host's is the laptop's own affair.
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) != nil || unix.Bind(fd, inet.ToUnix(family, d.Bind)) != nil {
+			_ = unix.Bind(fd, inet.ToUnix(family, netip.AddrPortFrom(inet.Any(ipv6), 0)))
+		}
+	}
+	err = unix.Connect(fd, inet.ToUnix(family, d.To))
+	if err != nil && err != unix.EINPROGRESS {
+		unix.Close(fd)
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "socket in the pod")
+	if err == unix.EINPROGRESS {
+		if err := t.await(ctx, st, f, d); err != nil {
+			f.Close()
+			return nil, err
+		}
+	}
+	defer f.Close()
+	return net.FileConn(f)
+}
+
+func (t *target) socket(ipv6 bool, kind int) (fd int, err error) {
+	family := unix.AF_INET
+	if ipv6 {
+		family = unix.AF_INET6
+	}
+	err = t.net.Do(func() error {
+		fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		return err
+	})
+	return fd, err
+}
+
+// await waits for a connect to end, for the session to reset the stream, or for ctx.
+func (t *target) await(ctx context.Context, st tunnel.Stream, f *os.File, d *wire.Dial) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if d.Timeout > 0 {
+		_ = f.SetWriteDeadline(time.Now().Add(time.Duration(d.Timeout) * time.Millisecond))
+	}
+	// The program sends nothing before the reply: what ends this read is a reset, or the end.
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		if _, err := st.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			_ = f.SetWriteDeadline(time.Unix(1, 0))
+		}
+	}()
+	stop := context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var errno int
+	first := true
+	werr := raw.Write(func(fd uintptr) bool {
+		if first { // just registered: ask the poller before the socket
+			first = false
+			p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+			if n, _ := unix.Poll(p, 0); n == 0 {
+				return false
+			}
+		}
+		errno, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		return true
+	})
+	_ = st.SetReadDeadline(time.Unix(1, 0))
+	<-gone
+	_ = st.SetReadDeadline(time.Time{})
+	switch {
+	case werr != nil && errors.Is(werr, os.ErrDeadlineExceeded):
+		return unix.ETIMEDOUT
+	case werr != nil:
+		return werr
+	case err != nil:
+		return err
+	case errno != 0:
+		return unix.Errno(errno)
+	}
+	return nil
+}
+
+// relayUDP carries datagrams between a connected socket and a stream until the stream ends.
+func relayUDP(ctx context.Context, c *net.UDPConn, st tunnel.Stream) {
+	var wg sync.WaitGroup
+	stop := context.AfterFunc(ctx, func() { c.Close(); st.Reset(0) })
+	defer stop()
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		buf := make([]byte, wire.MaxDatagram)
+		frame := make([]byte, 0, 2048)
+		for {
+			n, err := c.Read(buf)
+			var errno unix.Errno
+			switch {
+			case err == nil:
+				frame = wire.AppendDatagram(frame[:0], buf[:n])
+			case errors.As(err, &errno):
+				frame = wire.AppendErrno(frame[:0], uint16(errno))
+			default:
+				return
+			}
+			if _, err := st.Write(frame); err != nil {
+				return
+			}
+		}
+	}()
+	buf := make([]byte, wire.MaxDatagram)
+	for {
+		n, _, err := wire.ReadDatagram(st, buf)
+		if err != nil {
+			break
+		}
+		var errno unix.Errno
+		if _, err := c.Write(buf[:n]); errors.As(err, &errno) && errno != unix.ECONNREFUSED {
+			_, _ = st.Write(wire.AppendErrno(nil, uint16(errno)))
+		}
+	}
+	c.Close()
+	wg.Wait()
+	st.Close()
+}
+
+// packet serves an unconnected UDP socket in the target's network.
+func (x *session) packet(ctx context.Context, st tunnel.Stream, o *wire.Open) {
+	if o.Packet == nil {
+		fail(st, unix.EINVAL)
+		return
+	}
+	c, err := x.s.target.packetConn(o.Packet)
+	if err != nil {
+		fail(st, err)
+		return
+	}
+	stop := context.AfterFunc(ctx, func() { c.Close(); st.Reset(0) })
+	defer stop()
+	local, _ := addrPortOf(c.LocalAddr())
+	if err := wire.Write(st, wire.Reply{Local: local}); err != nil {
+		c.Close()
+		return
+	}
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		buf := make([]byte, wire.MaxDatagram)
+		frame := make([]byte, 0, 2048)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil {
+				continue
+			}
+			frame = wire.AppendPacket(frame[:0], inet.Unmap(from), buf[:n])
+			if _, err := st.Write(frame); err != nil {
+				return
+			}
+		}
+	}()
+	buf := make([]byte, wire.MaxDatagram)
+	ipv6 := local.Addr().Is6()
+	for {
+		to, n, _, err := wire.ReadPacket(st, buf)
+		if err != nil {
+			break
+		}
+		if ipv6 {
+			to = inet.Shape(unix.AF_INET6, to)
+		}
+		_, _ = c.WriteToUDPAddrPort(buf[:n], to)
+	}
+	c.Close()
+	wg.Wait()
+	st.Close()
+}
+
+func (t *target) packetConn(p *wire.Packet) (*net.UDPConn, error) {
+	fd, err := t.socket(p.IPv6, unix.SOCK_DGRAM)
+	if p.IPv6 && err == unix.EAFNOSUPPORT {
+		p.IPv6 = false
+		fd, err = t.socket(false, unix.SOCK_DGRAM)
+	}
+	if err != nil {
+		return nil, err
+	}
+	family := unix.AF_INET
+	if p.IPv6 {
+		family = unix.AF_INET6
+	}
+	if err := unix.Bind(fd, inet.ToUnix(family, netip.AddrPortFrom(inet.Any(p.IPv6), p.Bind.Port()))); err != nil {
+		if err = unix.Bind(fd, inet.ToUnix(family, netip.AddrPortFrom(inet.Any(p.IPv6), 0))); err != nil {
+			unix.Close(fd)
+			return nil, err
+		}
+	}
+	f := os.NewFile(uintptr(fd), "udp socket in the pod")
+	defer f.Close()
+	c, err := net.FilePacketConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UDPConn), nil
+}

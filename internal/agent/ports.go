@@ -1,0 +1,271 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/tunnel"
+	"github.com/stead-dev/stead/internal/wire"
+)
+
+// ports keeps who has asked for the incoming connections of which port. A port has at most one
+// holder who steals; mirrors go along with it and with each other. The engines that change what
+// the kernel does with connections are made when first needed and closed when nobody needs them.
+type ports struct {
+	t    *target
+	mode string // how to steal: auto, sk_lookup, nft
+
+	mu     sync.Mutex
+	next   uint64
+	steal  map[uint16]*subscription
+	mirror map[uint16][]*subscription
+	engine stealer
+	tap    *tap
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	work   sync.WaitGroup // connections
+}
+
+// subscription is one session's wish for one port.
+type subscription struct {
+	id   uint64
+	x    *session
+	port uint16
+	mode wire.Mode
+	note tunnel.Stream // for events
+}
+
+// stealer brings the new connections of some ports of the target's to us instead of to the app.
+type stealer interface {
+	// add and remove take effect for connections that begin after they return.
+	add(port uint16) error
+	remove(port uint16)
+	// pass connects to the app past the stealing.
+	pass(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+	close()
+}
+
+func newPorts(t *target, mode string) *ports {
+	p := &ports{t: t, mode: mode, steal: make(map[uint16]*subscription), mirror: make(map[uint16][]*subscription)}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	return p
+}
+
+func (p *ports) features() []string {
+	return []string{wire.FeatureSteal, wire.FeatureMirror, wire.FeatureFiles}
+}
+
+func (p *ports) close() {
+	p.cancel()
+	p.mu.Lock()
+	if p.engine != nil {
+		p.engine.close()
+		p.engine = nil
+	}
+	if p.tap != nil {
+		p.tap.close()
+		p.tap = nil
+	}
+	p.mu.Unlock()
+	p.work.Wait()
+}
+
+// subscribe serves one subscription for as long as its stream lives.
+func (x *session) subscribe(ctx context.Context, st tunnel.Stream, o *wire.Open) {
+	defer st.Close()
+	s := o.Subscribe
+	if s == nil || s.Port == 0 || s.Network != "tcp" || s.Mode != wire.Steal && s.Mode != wire.Mirror {
+		fail(st, unix.EINVAL)
+		return
+	}
+	sub := &subscription{x: x, port: s.Port, mode: s.Mode, note: st}
+	reply := x.s.ports.add(sub)
+	if reply.Errno == 0 {
+		defer x.s.ports.remove(sub)
+	}
+	if err := wire.Write(st, reply); err != nil || reply.Errno != 0 {
+		return
+	}
+	// The session never writes here: the read ends with the subscription.
+	stop := context.AfterFunc(ctx, func() { st.Reset(0) })
+	defer stop()
+	_, _ = st.Read(make([]byte, 1))
+}
+
+func (p *ports) add(s *subscription) wire.Reply {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.next++
+	s.id = p.next
+	var err error
+	switch s.mode {
+	case wire.Steal:
+		if h := p.steal[s.port]; h != nil {
+			return wire.Reply{Errno: uint32(unix.EADDRINUSE),
+				Error: fmt.Sprintf("%s is stealing it already", h.x.holder),
+				Hint:  "use --mirror, or ask " + h.x.holder + " to end the session"}
+		}
+		if p.engine == nil {
+			p.engine, err = newStealer(p.t, p.mode, p.caught)
+		}
+		if err == nil {
+			err = p.engine.add(s.port)
+		}
+		if err == nil {
+			p.steal[s.port] = s
+		}
+	case wire.Mirror:
+		if p.tap == nil {
+			p.tap, err = newTap(p.t, p.mirrored)
+		}
+		if err == nil {
+			p.mirror[s.port] = append(p.mirror[s.port], s)
+			p.tap.watch(p.mirrorPortsLocked())
+		}
+	}
+	if err != nil {
+		r := wire.Reply{Errno: uint32(unix.EPERM), Error: err.Error()}
+		if e, ok := err.(unix.Errno); ok {
+			r.Errno = uint32(e)
+		}
+		return r
+	}
+	return wire.Reply{ID: s.id}
+}
+
+func (p *ports) mirrorPortsLocked() []uint16 {
+	var out []uint16
+	for port, subs := range p.mirror {
+		if len(subs) > 0 {
+			out = append(out, port)
+		}
+	}
+	return out
+}
+
+func (p *ports) remove(s *subscription) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch s.mode {
+	case wire.Steal:
+		if p.steal[s.port] == s {
+			delete(p.steal, s.port)
+			if p.engine != nil {
+				p.engine.remove(s.port)
+			}
+		}
+	case wire.Mirror:
+		p.mirror[s.port] = slices.DeleteFunc(p.mirror[s.port], func(o *subscription) bool { return o == s })
+		if len(p.mirror[s.port]) == 0 {
+			delete(p.mirror, s.port)
+		}
+		if p.tap != nil {
+			p.tap.watch(p.mirrorPortsLocked())
+			if len(p.mirror) == 0 {
+				tap := p.tap
+				p.tap = nil
+				go tap.close() // waits for its goroutine, which may wait for mu
+			}
+		}
+	}
+}
+
+// caught takes a stolen connection to the session that holds its port. One that nobody holds any
+// more, or that the session cannot take, goes on to the app: its client must not notice.
+func (p *ports) caught(c net.Conn) {
+	local, _ := addrPortOf(c.LocalAddr())
+	remote, _ := addrPortOf(c.RemoteAddr())
+	p.mu.Lock()
+	s, engine := p.steal[local.Port()], p.engine
+	closing := p.ctx.Err() != nil
+	if !closing {
+		p.work.Add(1)
+	}
+	p.mu.Unlock()
+	if closing {
+		c.Close()
+		return
+	}
+	go func() {
+		defer p.work.Done()
+		if s != nil {
+			st, err := s.x.offer(p.ctx, wire.Incoming{Subscription: s.id, Remote: remote, Local: local})
+			if err == nil {
+				tunnel.Relay(p.ctx, c, st)
+				return
+			}
+		}
+		if engine == nil {
+			abort(c)
+			return
+		}
+		app, err := engine.pass(p.ctx, local)
+		if err != nil {
+			abort(c)
+			return
+		}
+		splice(p.ctx, c, app)
+	}()
+}
+
+// offerTimeout bounds how long a client waits for a session that does not answer, before it is
+// given to the app.
+const offerTimeout = 10 * time.Second
+
+// offer opens a stream for a caught connection and waits until the session has taken it.
+func (x *session) offer(ctx context.Context, in wire.Incoming) (tunnel.Stream, error) {
+	st, err := x.t.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var r wire.Reply
+	st.SetDeadline(time.Now().Add(offerTimeout))
+	if err = wire.Write(st, wire.Open{Kind: wire.KindIncoming, Incoming: &in}); err == nil {
+		err = wire.Read(st, &r)
+	}
+	if err == nil && r.Errno != 0 {
+		err = unix.Errno(r.Errno)
+	}
+	if err != nil {
+		st.Reset(0)
+		return nil, err
+	}
+	st.SetDeadline(time.Time{})
+	return st, nil
+}
+
+// splice carries bytes between two connections until both directions have ended.
+func splice(ctx context.Context, a, b net.Conn) {
+	stop := context.AfterFunc(ctx, func() { abort(a); abort(b) })
+	defer stop()
+	done := make(chan struct{})
+	one := func(to, from net.Conn) {
+		if _, err := to.(*net.TCPConn).ReadFrom(from); err != nil {
+			abort(to)
+			abort(from)
+			return
+		}
+		_ = to.(*net.TCPConn).CloseWrite()
+	}
+	go func() { defer close(done); one(a, b) }()
+	one(b, a)
+	<-done
+	a.Close()
+	b.Close()
+}
+
+// abort closes with a reset.
+func abort(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	c.Close()
+}

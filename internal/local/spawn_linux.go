@@ -1,0 +1,132 @@
+package local
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/agent"
+)
+
+// Agent is a running agent process of ours, started by whoever may enter the target.
+type Agent struct {
+	PID     int
+	control *os.File
+	exited  chan struct{}
+	err     error // of the process; read after exited
+
+	mu     sync.Mutex
+	stderr tail
+}
+
+// StartAgent starts this executable as the agent beside process pid. The agent ends with the
+// starter: its control socket ends, and, were it deaf to that, PDEATHSIG kills it.
+func StartAgent(pid int, args ...string) (*Agent, error) {
+	ours, theirs, err := socketpair(unix.SOCK_SEQPACKET)
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	a := &Agent{control: ours, exited: make(chan struct{})}
+	c := exec.Command("/proc/self/exe", append([]string{"agent", "serve", "--pid", strconv.Itoa(pid), "--control-fd", "3"}, args...)...)
+	c.ExtraFiles = []*os.File{theirs}
+	c.Stderr = &a.stderr
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is not for it
+	if err := c.Start(); err != nil {
+		ours.Close()
+		return nil, fmt.Errorf("start agent: %w", err)
+	}
+	a.PID = c.Process.Pid
+	go func() {
+		a.err = c.Wait()
+		close(a.exited)
+	}()
+	return a, nil
+}
+
+// Exited is closed when the agent has ended.
+func (a *Agent) Exited() <-chan struct{} { return a.exited }
+
+// Dial passes a fresh transport to the agent; it is a tunnel.Dialer.
+func (a *Agent) Dial(context.Context) (net.Conn, error) {
+	f, err := a.Transport()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return net.FileConn(f)
+}
+
+// Transport passes one end of a fresh socket pair to the agent and returns the other.
+func (a *Agent) Transport() (*os.File, error) {
+	ours, theirs, err := socketpair(unix.SOCK_STREAM)
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	a.mu.Lock()
+	err = agent.SendTransport(a.control, theirs)
+	a.mu.Unlock()
+	if err != nil {
+		ours.Close()
+		return nil, a.why(err)
+	}
+	return ours, nil
+}
+
+// why explains an error of the conversation by what the agent said before it ended.
+func (a *Agent) why(err error) error {
+	select {
+	case <-a.exited:
+		if said := a.stderr.first(); said != nil {
+			return said
+		}
+		return fmt.Errorf("agent ended: %v: %w", a.err, err)
+	case <-time.After(time.Second):
+		return fmt.Errorf("pass a connection to the agent: %w", err)
+	}
+}
+
+// Err says why the agent ended, nil while it runs or when it ended as it should.
+func (a *Agent) Err() error {
+	select {
+	case <-a.exited:
+		if a.err == nil {
+			return nil
+		}
+		if said := a.stderr.first(); said != nil {
+			return said
+		}
+		return a.err
+	default:
+		return nil
+	}
+}
+
+// Close ends the agent and waits for it.
+func (a *Agent) Close() {
+	a.control.Close()
+	select {
+	case <-a.exited:
+	case <-time.After(2 * time.Second):
+		unix.Kill(a.PID, unix.SIGKILL)
+		<-a.exited
+	}
+}
+
+func socketpair(kind int) (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	_ = unix.SetNonblock(fds[0], true)
+	return os.NewFile(uintptr(fds[0]), "socket"), os.NewFile(uintptr(fds[1]), "peer socket"), nil
+}
