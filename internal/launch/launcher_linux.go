@@ -31,6 +31,8 @@ type launcherConfig struct {
 
 // Messages of the launcher to the session: kind and value as two int32, then text. Only write(2)
 // is used: sendmsg is trapped as soon as the filter is in.
+const enterMount = "enter mount namespace"
+
 const (
 	sayMount    = 1 // value: our descriptor of /dev/fuse, mounted and waiting to be served
 	sayListener = 2 // value: our descriptor of the filter's listener
@@ -61,12 +63,12 @@ func launcherMain(args []string) int {
 	}
 	if cfg.Mount != nil {
 		if err := mountns.Enter(cfg.Mount, func(fuse int) error { return ask(ctl, sayMount, fuse) }); err != nil {
-			return failed(ctl, "enter mount namespace", err)
+			return failed(ctl, enterMount, err)
 		}
 	}
 	// Yama's ptrace_scope=1 lets only ancestors read us: name the session. EINVAL: no Yama.
 	unix.Prctl(unix.PR_SET_PTRACER, uintptr(cfg.Session), 0, 0, 0)
-	if !admin() {
+	if !Admin() {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			return failed(ctl, "set no_new_privs", err)
 		}
@@ -96,9 +98,9 @@ func launcherMain(args []string) int {
 	return 126
 }
 
-// admin says whether a filter may be installed without no_new_privs, so that setuid programs work
+// Admin says whether CAP_SYS_ADMIN is held, in the user namespace that we are in: then a filter may be installed without no_new_privs, so that setuid programs work
 // below it as they do without us.
-func admin() bool {
+func Admin() bool {
 	var hdr = unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if unix.Capget(&hdr, &data[0]) != nil {

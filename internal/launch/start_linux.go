@@ -142,7 +142,11 @@ func (p *Process) begin(spec Spec, launcher *os.File) error {
 		return fmt.Errorf("guard ended before the program was started: %w", err)
 	}
 	if kind == reportFailed {
-		return fmt.Errorf("start launcher: %w", unix.Errno(value))
+		err := fmt.Errorf("start launcher: %w", unix.Errno(value))
+		if spec.Mount != nil {
+			return &mountns.Unavailable{Step: "make namespaces", Err: unix.Errno(value)}
+		}
+		return err
 	}
 	p.PID = int(value)
 	if p.pidfd, err = unix.PidfdOpen(p.PID, 0); err != nil {
@@ -370,6 +374,9 @@ func ExecFault(name string, errno unix.Errno) error {
 // launcherFault explains what stopped the launcher.
 func launcherFault(errno unix.Errno, text string) error {
 	err := errors.New(text)
+	if rest, ok := strings.CutPrefix(text, enterMount+": "); ok {
+		return &mountns.Unavailable{Step: rest, Err: errno}
+	}
 	if strings.HasPrefix(text, "install seccomp filter") {
 		switch errno {
 		case unix.EBUSY:

@@ -1,4 +1,214 @@
 package session
 
-type files struct{}
-type Files struct{}
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/intercept/mountns"
+	"github.com/stead-dev/stead/internal/launch"
+	"github.com/stead-dev/stead/internal/podfs"
+	"github.com/stead-dev/stead/internal/policy"
+)
+
+// files is the room of the pod's files: it decides which door is used and serves it.
+type files struct {
+	run    *run
+	client *podfs.Client
+	paths  *policy.Paths
+	fs     *podfs.FS
+	root   bool // CAP_SYS_ADMIN is held: no user namespace is needed
+}
+
+// openFiles prepares the files for a program whose file is path.
+func openFiles(s *run, program string) (*files, error) {
+	f := &files{run: s, root: launch.Admin()}
+	if s.o.Files.Door == DoorNone {
+		return f, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	st, err := s.pod.Files(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("ask for the pod's files: %w", err)
+	}
+	f.client = podfs.NewClient(st)
+	real, err := filepath.EvalSymlinks(program)
+	if err != nil {
+		real = program
+	}
+	home, _ := os.UserHomeDir()
+	f.paths = policy.NewPaths(policy.PathInput{
+		WorkDir: s.o.Dir, Home: home, ProgramDir: filepath.Dir(real), Env: s.o.Env,
+		Laptop: s.o.Files.Laptop, Pod: s.o.Files.Pod,
+		Glob: func(pattern string) []string { m, _ := filepath.Glob(pattern); return m },
+	})
+	return f, nil
+}
+
+func (f *files) close() {
+	if f.client != nil {
+		f.client.Close()
+	}
+	if f.fs != nil {
+		f.fs.Wait()
+	}
+}
+
+// mount fills in the spec of a launch through the mount namespace.
+func (f *files) mount(spec *launch.Spec) error {
+	overlay, binds := f.furnish()
+	o := podfs.Options{Overlay: overlay}
+	if !f.root {
+		o.Owner = &fuse.Owner{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}
+	}
+	f.fs = podfs.New(f.client, o)
+	spec.Mount = &mountns.Plan{Binds: binds, WorkDir: f.run.o.Dir, UID: os.Getuid(), GID: os.Getgid()}
+	spec.UserNS = !f.root
+	spec.UTS = true
+	spec.ServeFUSE = f.fs.Serve
+	return nil
+}
+
+// furnish turns the policy into what is laid over the pod's tree: names that must be there, and
+// binds. A path of the laptop's that is a link, or leads through one, becomes that link, and where
+// it leads is bound.
+func (f *files) furnish() (podfs.Overlay, []mountns.Bind) {
+	overlay := podfs.Overlay{}
+	var binds []mountns.Bind
+	bound := map[string]bool{}
+	var bind func(p string, depth int)
+	bind = func(p string, depth int) {
+		if bound[p] || depth > 16 {
+			return
+		}
+		at := "/"
+		for _, part := range strings.Split(strings.Trim(p, "/"), "/") {
+			rest := strings.TrimPrefix(p, filepath.Join(at, part))
+			at = filepath.Join(at, part)
+			st, err := os.Lstat(at)
+			if err != nil {
+				return // the laptop has no such thing
+			}
+			if st.Mode()&os.ModeSymlink == 0 {
+				continue
+			}
+			to, err := os.Readlink(at)
+			if err != nil {
+				return
+			}
+			overlay[at] = podfs.Virtual{Link: to}
+			if !filepath.IsAbs(to) {
+				to = filepath.Join(filepath.Dir(at), to)
+			}
+			bind(filepath.Join(to, rest), depth+1)
+			return
+		}
+		for b := range bound { // below a tree that is bound already
+			if strings.HasPrefix(p, b+"/") && depth > 0 {
+				return
+			}
+		}
+		st, err := os.Stat(p)
+		if err != nil {
+			return
+		}
+		overlay[p] = podfs.Virtual{Dir: st.IsDir()}
+		bound[p] = true
+		binds = append(binds, mountns.Bind{Path: p})
+	}
+	for _, b := range f.paths.Binds() {
+		if b.Where == policy.Laptop {
+			bind(b.Path, 0)
+			continue
+		}
+		if _, err := os.Lstat(b.Path); err != nil {
+			f.run.trouble(fault.With(fmt.Errorf("%s cannot be shown from the pod: the laptop has no such path to lay it over", b.Path), "mkdir -p "+b.Path))
+			continue
+		}
+		binds = append(binds, mountns.Bind{Path: b.Path, Pod: true})
+	}
+	f.makeUp(overlay)
+	return overlay, binds
+}
+
+// makeUp adds the small files that are neither's.
+func (f *files) makeUp(overlay podfs.Overlay) {
+	put := func(name string, data []byte) {
+		if w, _ := f.paths.Decide(name); w == policy.Pod && data != nil {
+			overlay[name] = podfs.Virtual{Data: data}
+		}
+	}
+	put("/etc/nsswitch.conf", []byte(policy.NSSwitch))
+	u, err := user.Current()
+	if err != nil {
+		return
+	}
+	put("/etc/passwd", f.withLine("/etc/passwd", u.Uid, func() string {
+		return fmt.Sprintf("%s:x:%s:%s::%s:/bin/sh", u.Username, u.Uid, u.Gid, u.HomeDir)
+	}))
+	put("/etc/group", f.withLine("/etc/group", u.Gid, func() string {
+		name := u.Username
+		if g, err := user.LookupGroupId(u.Gid); err == nil {
+			name = g.Name
+		}
+		return fmt.Sprintf("%s:x:%s:", name, u.Gid)
+	}))
+}
+
+// withLine is the pod's file with a line for an id of the laptop's that it lacks; nil when it lacks
+// none. A program that asks who it is must find an answer.
+func (f *files) withLine(name, id string, line func() string) []byte {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	b, errno := f.client.ReadFile(ctx, name, 1<<20)
+	if errno != 0 && errno != unix.ENOENT {
+		return nil
+	}
+	for _, l := range strings.Split(string(b), "\n") {
+		if fields := strings.Split(l, ":"); len(fields) > 2 && fields[2] == id {
+			return nil
+		}
+	}
+	if len(b) > 0 && b[len(b)-1] != '\n' {
+		b = append(b, '\n')
+	}
+	return append(b, line()+"\n"...)
+}
+
+// mountHint names what would open the mount namespace.
+func mountHint(err error) string {
+	read := func(name string) int {
+		b, err := os.ReadFile("/proc/sys/" + name)
+		if err != nil {
+			return -1
+		}
+		n, _ := strconv.Atoi(strings.TrimSpace(string(b)))
+		return n
+	}
+	switch {
+	case read("kernel/apparmor_restrict_unprivileged_userns") == 1:
+		return "AppArmor forbids user namespaces to programs without a profile: printf 'abi <abi/4.0>,\\nprofile stead /**/stead flags=(unconfined) {\\n userns,\\n}\\n' | sudo tee /etc/apparmor.d/stead && sudo systemctl reload apparmor"
+	case read("user/max_user_namespaces") == 0:
+		return "sudo sysctl user.max_user_namespaces=15000"
+	case read("kernel/unprivileged_userns_clone") == 0:
+		return "sudo sysctl kernel.unprivileged_userns_clone=1"
+	}
+	if _, serr := os.Stat("/dev/fuse"); serr != nil {
+		return "sudo modprobe fuse (in a container: --device /dev/fuse --cap-add SYS_ADMIN)"
+	}
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return "in a container: --cap-add SYS_ADMIN --device /dev/fuse --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
+	}
+	return ""
+}

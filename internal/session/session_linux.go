@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/intercept/mountns"
 	"github.com/stead-dev/stead/internal/intercept/notify"
 	"github.com/stead-dev/stead/internal/launch"
 	"github.com/stead-dev/stead/internal/policy"
@@ -42,6 +43,9 @@ func Run(ctx context.Context, o Options) (int, error) {
 		return 0, err
 	}
 	if err := s.rooms(); err != nil {
+		return 0, err
+	}
+	if s.files, err = openFiles(s, path); err != nil {
 		return 0, err
 	}
 	if err := s.start(ctx, path); err != nil {
@@ -116,8 +120,7 @@ func (s *run) rooms() (err error) {
 	if err != nil {
 		return err
 	}
-	s.files, err = openFiles(s)
-	return err
+	return nil
 }
 
 func (s *run) start(ctx context.Context, path string) (err error) {
@@ -131,9 +134,21 @@ func (s *run) start(ctx context.Context, path string) (err error) {
 			return err
 		},
 	}
-	s.files.prepare(&spec, h)
-	spec.Filter.Uname = !spec.UTS
+	switch s.o.Files.Door {
+	case DoorNone:
+		spec.Filter.Uname = true
+	case DoorMount, DoorAuto:
+		if err := s.files.mount(&spec); err != nil {
+			return err
+		}
+	case DoorTrap:
+		return fault.With(errors.New("--files trap is not there yet"), "--files mount")
+	}
 	s.proc, err = launch.Start(ctx, spec)
+	var un *mountns.Unavailable
+	if errors.As(err, &un) {
+		return fault.With(fmt.Errorf("no mount namespace for the pod's files: %w", err), mountHint(err))
+	}
 	return err
 }
 
