@@ -41,10 +41,10 @@ func newStealer(t *target, mode string, caught func(net.Conn)) (stealer, error) 
 // routing is touched. The program is held by a link, a file descriptor: it is gone when we are.
 type skLookup struct {
 	t      *target
-	ln     *net.TCPListener
+	lns    [2]*net.TCPListener // IPv4, IPv6; the latter nil where the pod has none
 	ports  *ebpf.Map // stolen, host byte order
 	own    *ebpf.Map // source ports of our connections to the app, network byte order
-	sock   *ebpf.Map // our listener
+	sock   *ebpf.Map // our listeners
 	prog   *ebpf.Program
 	link   link.Link
 	caught func(net.Conn)
@@ -58,8 +58,14 @@ func newSKLookup(t *target, caught func(net.Conn)) (_ stealer, err error) {
 			e.close()
 		}
 	}()
-	if e.ln, err = t.listen(); err != nil {
-		return nil, fmt.Errorf("listen in the pod: %w", err)
+	for i := range e.lns {
+		e.lns[i], err = t.listen(i == 1)
+		if i == 1 && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("listen in the pod: %w", err)
+		}
 	}
 	for _, m := range []struct {
 		to   **ebpf.Map
@@ -67,20 +73,25 @@ func newSKLookup(t *target, caught func(net.Conn)) (_ stealer, err error) {
 	}{
 		{&e.ports, ebpf.MapSpec{Name: "stead_ports", Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 4096}},
 		{&e.own, ebpf.MapSpec{Name: "stead_own", Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 65536}},
-		{&e.sock, ebpf.MapSpec{Name: "stead_sock", Type: ebpf.SockMap, KeySize: 4, ValueSize: 8, MaxEntries: 1}},
+		{&e.sock, ebpf.MapSpec{Name: "stead_sock", Type: ebpf.SockMap, KeySize: 4, ValueSize: 8, MaxEntries: 2}},
 	} {
 		if *m.to, err = ebpf.NewMap(&m.spec); err != nil {
 			return nil, fmt.Errorf("make BPF map: %w", err)
 		}
 	}
-	f, err := e.ln.File()
-	if err != nil {
-		return nil, err
-	}
-	err = e.sock.Put(uint32(0), uint64(f.Fd()))
-	_ = f.Close()
-	if err != nil {
-		return nil, fmt.Errorf("put the listener into a BPF map: %w", err)
+	for i, ln := range e.lns {
+		if ln == nil {
+			continue
+		}
+		f, err := ln.File()
+		if err != nil {
+			return nil, err
+		}
+		err = e.sock.Put(uint32(i), uint64(f.Fd()))
+		_ = f.Close()
+		if err != nil {
+			return nil, fmt.Errorf("put the listener into a BPF map: %w", err)
+		}
 	}
 	e.prog, err = ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "stead_steal", Type: ebpf.SkLookup, AttachType: ebpf.AttachSkLookup, License: "GPL",
@@ -97,19 +108,24 @@ func newSKLookup(t *target, caught func(net.Conn)) (_ stealer, err error) {
 	if e.link, err = link.AttachNetNs(int(ns.Fd()), e.prog); err != nil {
 		return nil, fmt.Errorf("attach sk_lookup program: %w", err)
 	}
-	e.work.Add(1)
-	go func() { defer e.work.Done(); acceptAll(e.ln, caught) }()
+	for _, ln := range e.lns {
+		if ln != nil {
+			e.work.Add(1)
+			go func() { defer e.work.Done(); acceptAll(ln, caught) }()
+		}
+	}
 	return e, nil
 }
 
 // Offsets in struct bpf_sk_lookup (include/uapi/linux/bpf.h).
 const (
+	lookupFamily     = 8
 	lookupProtocol   = 12
 	lookupRemotePort = 36 // network byte order
 	lookupLocalPort  = 60 // host byte order
 )
 
-// lookupProgram: TCP, local port in ports, remote port not in own -> assign sock[0]. Whatever goes
+// lookupProgram: TCP, local port in ports, remote port not in own -> assign sock[family]. Whatever goes
 // wrong, the lookup goes on as if we were not there.
 func lookupProgram(ports, own, sock int) asm.Instructions {
 	in := func(fd int, field int16, size asm.Size, found bool) asm.Instructions {
@@ -134,8 +150,11 @@ func lookupProgram(ports, own, sock int) asm.Instructions {
 	prog = append(prog, in(ports, lookupLocalPort, asm.Word, true)...)
 	prog = append(prog, in(own, lookupRemotePort, asm.Half, false)...)
 	return append(prog,
+		asm.LoadMem(asm.R2, asm.R6, lookupFamily, asm.Word),
 		asm.StoreImm(asm.RFP, -4, 0, asm.Word),
-		asm.LoadMapPtr(asm.R1, sock),
+		asm.JEq.Imm(asm.R2, unix.AF_INET, "family"),
+		asm.StoreImm(asm.RFP, -4, 1, asm.Word),
+		asm.LoadMapPtr(asm.R1, sock).WithSymbol("family"),
 		asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, -4),
 		asm.FnMapLookupElem.Call(),
 		asm.JEq.Imm(asm.R0, 0, "pass"),
@@ -169,8 +188,10 @@ func (e *skLookup) close() {
 	if e.link != nil {
 		e.link.Close()
 	}
-	if e.ln != nil {
-		e.ln.Close()
+	for _, ln := range e.lns {
+		if ln != nil {
+			ln.Close()
+		}
 	}
 	e.work.Wait()
 	for _, c := range []*ebpf.Map{e.ports, e.own, e.sock} {
@@ -183,14 +204,9 @@ func (e *skLookup) close() {
 	}
 }
 
-// listen opens a TCP listener for both families in the target's network namespace, on the loopback.
-func (t *target) listen() (ln *net.TCPListener, err error) {
-	ipv6 := true
+// listen opens a TCP listener in the target's network namespace, on the loopback.
+func (t *target) listen(ipv6 bool) (ln *net.TCPListener, err error) {
 	fd, err := t.socket(ipv6, unix.SOCK_STREAM)
-	if err == unix.EAFNOSUPPORT {
-		ipv6 = false
-		fd, err = t.socket(ipv6, unix.SOCK_STREAM)
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -199,13 +215,8 @@ func (t *target) listen() (ln *net.TCPListener, err error) {
 	family := unix.AF_INET
 	if ipv6 {
 		family = unix.AF_INET6
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0)
 	}
-	err = unix.Bind(fd, inet.ToUnix(family, netip.AddrPortFrom(inet.Loopback(ipv6), 0)))
-	if ipv6 && err == unix.EADDRNOTAVAIL { // IPv6 disabled by sysctl: the wildcard still serves both
-		err = unix.Bind(fd, inet.ToUnix(family, netip.AddrPortFrom(inet.Any(true), 0)))
-	}
-	if err == nil {
+	if err = unix.Bind(fd, inet.ToUnix(family, netip.AddrPortFrom(inet.Loopback(ipv6), 0))); err == nil {
 		err = unix.Listen(fd, unix.SOMAXCONN)
 	}
 	if err != nil {

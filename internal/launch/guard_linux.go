@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -97,7 +98,7 @@ func guardMain(args []string) int {
 		}
 	}()
 	<-gone
-	KillDescendants(5 * time.Second)
+	killTree(5*time.Second, nil)
 	return 0
 }
 
@@ -108,28 +109,25 @@ func report(fd int, kind, value int32) {
 	unix.Write(fd, b[:])
 }
 
-// KillDescendants kills every process below this one, again and again until none is left or the
-// time is over (a process in uninterruptible sleep cannot be killed). As a subreaper we are the
-// parent of whatever they orphan, so nothing escapes.
-func KillDescendants(limit time.Duration) {
+// killTree kills every process below this one but those in spare (and what is below them), again
+// and again until none is left or the time is over (a process in uninterruptible sleep cannot be
+// killed). As a subreaper we are the parent of whatever they orphan, so nothing escapes.
+func killTree(limit time.Duration, spare []int) {
 	for end := time.Now().Add(limit); ; time.Sleep(2 * time.Millisecond) {
-		left := Descendants(os.Getpid())
+		left := descendants(os.Getpid(), spare)
 		if len(left) == 0 || time.Now().After(end) {
 			return
 		}
 		for _, pid := range left {
 			unix.Kill(pid, unix.SIGKILL)
-		}
-		for {
-			if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); pid <= 0 || err != nil {
-				break
-			}
+			unix.Wait4(pid, nil, unix.WNOHANG, nil)
 		}
 	}
 }
 
-// Descendants returns the live processes below root, parents first. Zombies are left out.
-func Descendants(root int) []int {
+// descendants returns the live processes below root, parents first, without spare and what is below
+// those. Zombies are left out.
+func descendants(root int, spare []int) []int {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil
@@ -158,6 +156,9 @@ func Descendants(root int) []int {
 	var out []int
 	for queue := []int{root}; len(queue) > 0; queue = queue[1:] {
 		for _, c := range children[queue[0]] {
+			if slices.Contains(spare, c) {
+				continue
+			}
 			queue = append(queue, c)
 			if !zombie[c] {
 				out = append(out, c)

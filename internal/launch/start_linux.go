@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -41,10 +42,11 @@ type Spec struct {
 
 // Process is a running program.
 type Process struct {
-	PID   int
-	guard int
-	ctl   *os.File // to the guard
-	pidfd int
+	PID    int
+	guard  int
+	others []int    // our children that are not the program's
+	ctl    *os.File // to the guard
+	pidfd  int
 
 	mu     sync.Mutex
 	exited bool // under mu: pidfd is not signalled any more
@@ -104,6 +106,7 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 	}
 	defer launchCfg.Close()
 
+	others := descendants(os.Getpid(), nil)
 	guard, err := spawn(wordGuard, nil, int(guardTheirs.Fd()), int(launcherTheirs.Fd()), int(launchCfg.Fd()), int(guardCfg.Fd()))
 	if err != nil {
 		guardOurs.Close()
@@ -111,7 +114,7 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 	}
 	guardTheirs.Close()
 	launcherTheirs.Close()
-	p := &Process{guard: guard, ctl: guardOurs, pidfd: -1, done: make(chan struct{})}
+	p := &Process{guard: guard, others: others, ctl: guardOurs, pidfd: -1, done: make(chan struct{})}
 	// A start that takes too long or is called off ends both conversations, and so all below.
 	stop := context.AfterFunc(ctx, func() { launcherOurs.SetDeadline(time.Now()); guardOurs.SetDeadline(time.Now()) })
 	err = p.begin(spec, launcherOurs)
@@ -265,23 +268,18 @@ func (p *Process) Signal(sig syscall.Signal) {
 }
 
 // Leftovers returns how many processes of the program's tree still live.
-func (p *Process) Leftovers() int {
-	n := 0
-	for _, pid := range Descendants(os.Getpid()) {
-		if pid != p.guard {
-			n++
-		}
-	}
-	return n
+func (p *Process) Leftovers() int { return len(p.tree()) }
+
+// tree is the program's processes: what is below us but for the guard and for our other children.
+func (p *Process) tree() []int {
+	return slices.DeleteFunc(descendants(os.Getpid(), p.others), func(pid int) bool { return pid == p.guard })
 }
 
 // Terminate asks what is left of the tree to end.
 func (p *Process) Terminate() {
-	for _, pid := range Descendants(os.Getpid()) {
-		if pid != p.guard {
-			unix.Kill(pid, unix.SIGTERM)
-			unix.Kill(pid, unix.SIGCONT)
-		}
+	for _, pid := range p.tree() {
+		unix.Kill(pid, unix.SIGTERM)
+		unix.Kill(pid, unix.SIGCONT)
 	}
 }
 
@@ -294,7 +292,7 @@ func (p *Process) Kill() {
 			break
 		}
 	}
-	KillDescendants(5 * time.Second) // a killed guard's children have fallen to us
+	killTree(5*time.Second, p.others) // a killed guard's children have fallen to us
 	p.mu.Lock()
 	if p.pidfd >= 0 {
 		unix.Close(p.pidfd)
