@@ -42,9 +42,9 @@ func newStealer(t *target, mode string, caught func(net.Conn)) (stealer, error) 
 type skLookup struct {
 	t      *target
 	lns    [2]*net.TCPListener // IPv4, IPv6; the latter nil where the pod has none
-	ports  *ebpf.Map // stolen, host byte order
-	own    *ebpf.Map // source ports of our connections to the app, network byte order
-	sock   *ebpf.Map // our listeners
+	ports  *ebpf.Map           // stolen, host byte order
+	own    *ebpf.Map           // source ports of our connections to the app, network byte order
+	sock   *ebpf.Map           // our listeners
 	prog   *ebpf.Program
 	link   link.Link
 	caught func(net.Conn)

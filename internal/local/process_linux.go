@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/local/beside"
 )
 
 // resolveProcess stands an agent of ours beside a process of this machine.
@@ -13,7 +14,7 @@ func resolveProcess(_ context.Context, pid int) (*Target, error) {
 	if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil {
 		return nil, fault.With(fmt.Errorf("target process/%d: no such process", pid), "pgrep -a NAME finds it")
 	}
-	a, err := StartAgent(pid)
+	a, err := beside.Start(pid)
 	if err != nil {
 		return nil, err
 	}

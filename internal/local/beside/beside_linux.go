@@ -1,4 +1,5 @@
-package local
+// Package beside starts agents as processes of this machine.
+package beside
 
 import (
 	"context"
@@ -27,10 +28,10 @@ type Agent struct {
 	stderr tail
 }
 
-// StartAgent starts this executable as the agent beside process pid. The agent ends with the
-// starter: its control socket ends, and, were it deaf to that, PDEATHSIG kills it.
-func StartAgent(pid int, args ...string) (*Agent, error) {
-	ours, theirs, err := socketpair(unix.SOCK_SEQPACKET)
+// Start starts this executable as the agent beside process pid. The agent ends with the starter:
+// its control socket ends then.
+func Start(pid int, args ...string) (*Agent, error) {
+	ours, theirs, err := Socketpair(unix.SOCK_SEQPACKET)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +68,7 @@ func (a *Agent) Dial(context.Context) (net.Conn, error) {
 
 // Transport passes one end of a fresh socket pair to the agent and returns the other.
 func (a *Agent) Transport() (*os.File, error) {
-	ours, theirs, err := socketpair(unix.SOCK_STREAM)
+	ours, theirs, err := Socketpair(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +123,8 @@ func (a *Agent) Close() {
 	}
 }
 
-func socketpair(kind int) (ours, theirs *os.File, err error) {
+// Socketpair returns two connected unix sockets, ours non-blocking, theirs to be inherited.
+func Socketpair(kind int) (ours, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
