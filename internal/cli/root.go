@@ -78,6 +78,7 @@ func newRoot(a *app) *cobra.Command {
 	})
 	for _, newCommand := range []func(*app) *cobra.Command{
 		newExecCommand,
+		newPlaygroundCommand,
 		newAgentCommand,
 		newVersionCommand,
 	} {
