@@ -70,6 +70,9 @@ func (t *target) connect(ctx context.Context, st tunnel.Stream, d *wire.Dial) (n
 	if ipv6 {
 		family = unix.AF_INET6
 	}
+	if d.Bind.IsValid() && d.Bind.Addr().Unmap().Is6() != ipv6 { // an IPv6 socket that speaks IPv4
+		d.Bind = netip.AddrPortFrom(inet.Any(ipv6), d.Bind.Port())
+	}
 	if d.Bind.IsValid() {
 		// The port that the program chose, where it is free here; an address that is not this
 		// host's is the laptop's own affair.

@@ -21,11 +21,15 @@ func FromUnix(sa unix.Sockaddr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// ToUnix names addr on a socket of the family; an IPv6 socket names IPv4 as v4-mapped. addr is
-// IPv4 (or v4-mapped) where family is AF_INET.
+// ToUnix names addr on a socket of the family; an IPv6 socket names IPv4 as v4-mapped. What an IPv4
+// socket cannot name becomes 0.0.0.0.
 func ToUnix(family int, addr netip.AddrPort) unix.Sockaddr {
 	if family == unix.AF_INET {
-		return &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().Unmap().As4()}
+		a := addr.Addr().Unmap()
+		if !a.Is4() {
+			a = netip.IPv4Unspecified()
+		}
+		return &unix.SockaddrInet4{Port: int(addr.Port()), Addr: a.As4()}
 	}
 	return &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
 }
