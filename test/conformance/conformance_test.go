@@ -1,0 +1,274 @@
+// Package conformance runs real programs natively in a pod and under stead on the laptop, and
+// compares what they saw.
+package conformance
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stead-dev/stead/test/internal/bed"
+)
+
+var (
+	stead    string
+	programs string // built ones
+)
+
+func TestMain(m *testing.M) {
+	var err error
+	if stead, err = bed.Build("conformance"); err == nil {
+		programs = filepath.Join(bed.Cache(), "programs")
+		err = buildPrograms()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// buildPrograms compiles the corpus. A compiler that is missing is a failure: make setup installs
+// them all.
+func buildPrograms() error {
+	src := filepath.Join(bed.Root(), "test/conformance/programs")
+	if err := os.MkdirAll(programs, 0o755); err != nil {
+		return err
+	}
+	for _, c := range []struct {
+		cgo  string
+		argv []string
+	}{
+		{"0", []string{"go", "build", "-o", programs + "/goprobe", "./test/conformance/programs/goprobe"}},
+		{"1", []string{"go", "build", "-o", programs + "/cgoprobe", "./test/conformance/programs/cgoprobe"}},
+		{"0", []string{"musl-gcc", "-static", "-O1", "-o", programs + "/cprobe", src + "/probe.c"}},
+		{"0", []string{"javac", "-d", programs, src + "/Probe.java"}},
+	} {
+		cmd := exec.Command(c.argv[0], c.argv[1:]...)
+		cmd.Dir = bed.Root()
+		cmd.Env = append(os.Environ(), "CGO_ENABLED="+c.cgo)
+		if b, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %v\n%s", strings.Join(c.argv, " "), err, b)
+		}
+	}
+	for _, f := range []string{"probe.py", "probe.js", "probe.sh"} {
+		b, err := os.ReadFile(filepath.Join(src, f))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(programs, f), b, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// corpus is the table of programs: how each looks around, and how it serves ("" for those that do
+// not). serve is followed by a port and how many requests.
+func corpus() []struct{ name, look, serve string } {
+	p := programs
+	return []struct{ name, look, serve string }{
+		{"python3", "python3 " + p + "/probe.py look", "python3 " + p + "/probe.py serve"},
+		{"node", "node " + p + "/probe.js look", "node " + p + "/probe.js serve"},
+		{"java", "java -cp " + p + " Probe look", "java -cp " + p + " Probe serve"},
+		{"static Go", p + "/goprobe look", p + "/goprobe serve"},
+		{"cgo Go", p + "/cgoprobe", ""},
+		{"static musl C", p + "/cprobe look", p + "/cprobe serve"},
+		{"bash with children and curl", "bash " + p + "/probe.sh", ""},
+	}
+}
+
+// doors are the ways by which files are shown: each test on files runs through every one.
+var doors = []string{"mount"}
+
+func TestProgramsSeeWhatTheySeeInThePod(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-look")
+	for _, c := range corpus() {
+		argv := strings.Fields(c.look)
+		native := b.Native(argv...)
+		if native.Code != 0 || len(strings.Split(native.Stdout, "\n")) < 5 {
+			t.Fatalf("%s natively in the pod: exit code %d\n%s%s", c.name, native.Code, native.Stdout, native.Stderr)
+		}
+		for _, door := range doors {
+			for _, again := range []string{"", " again"} {
+				t.Run(c.name+" by "+door+again, func(t *testing.T) {
+					under := b.Exec([]string{"--files", door, "--no-incoming"}, argv...)
+					if diff := cmp.Diff(native.Stdout, under.Stdout); diff != "" || under.Code != native.Code {
+						t.Errorf("exit code %d, stderr %s\n- pod + stead:\n%s", under.Code, under.Stderr, diff)
+					}
+					if under.Stderr != native.Stderr {
+						t.Errorf("stderr under stead is %q, natively %q", under.Stderr, native.Stderr)
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestStolenAndMirroredRequestsReachProgramsWithTheirRealClient(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-serve")
+	for _, c := range corpus() {
+		if c.serve == "" {
+			continue
+		}
+		for _, mode := range []string{"--steal", "--mirror"} {
+			t.Run(c.name+" "+mode, func(t *testing.T) { serve(t, b, c.serve, mode) })
+		}
+	}
+}
+
+var bodyFrom = regexp.MustCompile(`^(\w+) program: (GET /\S+) from (\S+)`)
+
+func serve(t *testing.T, b *bed.Bed, program, mode string) {
+	const count = 3
+	argv := append(strings.Fields(program), "8080", strconv.Itoa(count))
+	cmd := b.Command(append([]string{"exec", "--target", "playground/orders", mode, "--"}, argv...)...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() || lines.Text() != "listening 8080" {
+		t.Fatalf("first line %q, stderr %s", lines.Text(), errs.String())
+	}
+	urls := []string{"http://10.244.0.11:8080/one", "http://[fd00:244::11]:8080/two", "http://orders:8080/three"}
+	if strings.HasPrefix(program, "python3") { // listens on IPv4 alone
+		urls[1], urls[2] = "http://10.244.0.11:8080/two", "http://10.244.0.11:8080/three"
+	}
+	for _, url := range urls {
+		r := b.Call(url)
+		if mode == "--mirror" {
+			if !strings.HasPrefix(r.Stdout, "orders-0 (pod): GET /") {
+				t.Errorf("%s: the app did not answer: %q %s", url, r.Stdout, r.Stderr)
+			}
+		} else if m := bodyFrom.FindStringSubmatch(r.Stdout); m == nil || m[3] != "10.244.0.13" && !strings.HasPrefix(m[3], "fd00:244:") {
+			t.Errorf("%s: the program did not answer with the client's address: %q %s", url, r.Stdout, r.Stderr)
+		}
+	}
+	served := 0
+	for lines.Scan() {
+		f := strings.Fields(lines.Text())
+		if len(f) != 4 || f[0] != "served" || f[3] != "10.244.0.13" && !strings.HasPrefix(f[3], "fd00:244:") {
+			t.Errorf("unexpected line %q", lines.Text())
+		}
+		served++
+	}
+	cmd.Wait()
+	if served != count || cmd.ProcessState.ExitCode() != 0 {
+		t.Errorf("served %d of %d, exit code %d, stderr %s", served, count, cmd.ProcessState.ExitCode(), errs.String())
+	}
+	if r := b.Call("http://orders:8080/after"); r.Stdout != "orders-0 (pod): GET /after\n" {
+		t.Errorf("after the session: %q %s", r.Stdout, r.Stderr)
+	}
+}
+
+func TestDialsThatAreNeverAnsweredStopNoGoroutine(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-blackhole")
+	// The pods' switch forwards nothing: a packet to this documentation address goes nowhere.
+	r := b.Exec([]string{"--no-incoming"}, programs+"/goprobe", "blackhole", "198.51.100.1:80")
+	var before, during, failed int
+	if _, err := fmt.Sscanf(r.Stdout, "ticks %d %d failed %d", &before, &during, &failed); err != nil {
+		t.Fatalf("%v: %q %s", err, r.Stdout, r.Stderr)
+	}
+	t.Logf("ticks of another goroutine in the same time: %d without, %d during 1,000 pending dials", before, during)
+	if during == 0 || failed != 0 {
+		t.Errorf("ticks %d during the dials, %d of which failed", during, failed)
+	}
+}
+
+func TestTheEnvironmentIsThePodsOverTheLaptops(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-env")
+	b.Env = append(b.Env, "ONLY_HERE=laptop", "GREETING=from the laptop")
+	got := map[string]string{}
+	for _, kv := range strings.Split(b.Exec(nil, "env").Stdout, "\n") {
+		k, v, _ := strings.Cut(kv, "=")
+		got[k] = v
+	}
+	for k, want := range map[string]string{
+		"POD_NAME": "orders-0", "GREETING": "hello from the pod", "ONLY_HERE": "laptop",
+		"DATABASE_URL": "tcp://db.shop.svc.cluster.local:5432", "HOME": os.Getenv("HOME"), "PATH": os.Getenv("PATH"),
+	} {
+		if got[k] != want {
+			t.Errorf("%s is %q, want %q", k, got[k], want)
+		}
+	}
+}
+
+func TestExitCodesAndErrors(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-exit")
+	plain := filepath.Join(bed.Cache(), "not-executable")
+	if err := os.WriteFile(plain, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		args []string
+		code int
+		says string // on stderr; "" means silence
+	}{
+		{"the program's own", []string{"exec", "-t", "playground/orders", "--", "sh", "-c", "exit 42"}, 42, ""},
+		{"death by a signal", []string{"exec", "-t", "playground/orders", "--", "sh", "-c", "kill -SEGV $$"}, 139, ""},
+		{"not found in PATH", []string{"exec", "-t", "playground/orders", "--", "no-such-program"}, 127, "error: run no-such-program: not found in PATH"},
+		{"no such file", []string{"exec", "-t", "playground/orders", "--", "./no/such"}, 127, "error: run ./no/such: no such file"},
+		{"not executable", []string{"exec", "-t", "playground/orders", "--", plain}, 126, "error: run " + plain + ": permission denied"},
+		{"no such pod", []string{"exec", "-t", "playground/none", "--", "true"}, 125, `error: no pod "none" in the playground`},
+		{"no such process", []string{"exec", "-t", "process/4194304", "--", "true"}, 125, "error: target process/4194304: no such process"},
+		{"no such kind", []string{"exec", "-t", "thing/x", "--", "true"}, 125, `error: target "thing/x": no kind of target`},
+		{"no target", []string{"exec", "--", "true"}, 125, "error: no target"},
+		{"no program", []string{"exec", "-t", "playground/orders"}, 125, "error: no program to run"},
+		{"unknown flag", []string{"exec", "--nonsense"}, 125, "error: unknown flag"},
+		{"nested stead", []string{"exec", "-t", "playground/orders", "--", stead, "exec", "-t", "playground/orders", "--", "true"}, 125, "error:"},
+		{"exit code in the pod", []string{"playground", "exec", "orders", "--", "sh", "-c", "exit 9"}, 9, ""},
+		{"not found in the pod", []string{"playground", "exec", "orders", "--", "no-such-program"}, 127, "error: run no-such-program"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := b.Run(c.args...)
+			if r.Code != c.code || c.says == "" && r.Stderr != "" || !strings.Contains(r.Stderr, c.says) {
+				t.Errorf("exit code %d, want %d; stderr:\n%s", r.Code, c.code, r.Stderr)
+			}
+			if c.code >= 125 && c.code <= 127 && strings.Count(r.Stderr, "\nhint: ") != 1 && !strings.HasPrefix(c.name, "not found in the pod") {
+				t.Errorf("want one error and one hint, got:\n%s", r.Stderr)
+			}
+		})
+	}
+	down := &bed.Bed{Stead: stead, T: t, Env: append(os.Environ(), "STEAD_PLAYGROUND=never-up")}
+	if r := down.Exec(nil, "true"); r.Code != 125 || !strings.Contains(r.Stderr, "hint: stead playground up") {
+		t.Errorf("with no playground: exit code %d\n%s", r.Code, r.Stderr)
+	}
+}
+
+func TestASecondStealIsRefusedAndNamesItsHolder(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-holder")
+	first := b.Command("exec", "-t", "playground/orders", "--steal", "--", "python3", programs+"/probe.py", "serve", "8080", "1")
+	out, err := first.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer first.Process.Kill()
+	bufio.NewReader(out).ReadString('\n')
+	r := b.Exec([]string{"--steal"}, programs+"/goprobe", "serve", "8080", "1")
+	if r.Code == 0 || !strings.Contains(r.Stderr, "address already in use") || !strings.Contains(r.Stderr, "is stealing it already") {
+		t.Errorf("the second steal: exit code %d\n%s", r.Code, r.Stderr)
+	}
+	if r := b.Call("http://orders:8080/first"); !strings.HasPrefix(r.Stdout, "python program") {
+		t.Errorf("the holder lost its port: %q %s", r.Stdout, r.Stderr)
+	}
+	first.Wait()
+}
