@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stead-dev/stead/internal/inet"
 	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
@@ -180,8 +181,8 @@ func (p *ports) remove(s *subscription) {
 
 // caught takes a stolen connection to the session that holds its port. One that nobody holds any
 // more, or that the session cannot take, goes on to the app: its client must not notice.
-func (p *ports) caught(c net.Conn) {
-	local, _ := addrPortOf(c.LocalAddr())
+func (p *ports) caught(c net.Conn, local netip.AddrPort) {
+	local = inet.Unmap(local)
 	remote, _ := addrPortOf(c.RemoteAddr())
 	p.mu.Lock()
 	s, engine := p.steal[local.Port()], p.engine

@@ -19,7 +19,7 @@ import (
 )
 
 // newStealer makes the engine for mode: sk_lookup where the kernel gives it, else nftables.
-func newStealer(t *target, mode string, caught func(net.Conn)) (stealer, error) {
+func newStealer(t *target, mode string, caught func(net.Conn, netip.AddrPort)) (stealer, error) {
 	var lookup error
 	if mode != "nft" {
 		e, err := newSKLookup(t, caught)
@@ -40,19 +40,18 @@ func newStealer(t *target, mode string, caught func(net.Conn)) (stealer, error) 
 // No packet is changed, so addresses are the real ones, and nothing of iptables, nftables or
 // routing is touched. The program is held by a link, a file descriptor: it is gone when we are.
 type skLookup struct {
-	t      *target
-	lns    [2]*net.TCPListener // IPv4, IPv6; the latter nil where the pod has none
-	ports  *ebpf.Map           // stolen, host byte order
-	own    *ebpf.Map           // source ports of our connections to the app, network byte order
-	sock   *ebpf.Map           // our listeners
-	prog   *ebpf.Program
-	link   link.Link
-	caught func(net.Conn)
-	work   sync.WaitGroup
+	t     *target
+	lns   [2]*net.TCPListener // IPv4, IPv6; the latter nil where the pod has none
+	ports *ebpf.Map           // stolen, host byte order
+	own   *ebpf.Map           // source ports of our connections to the app, network byte order
+	sock  *ebpf.Map           // our listeners
+	prog  *ebpf.Program
+	link  link.Link
+	work  sync.WaitGroup
 }
 
-func newSKLookup(t *target, caught func(net.Conn)) (_ stealer, err error) {
-	e := &skLookup{t: t, caught: caught}
+func newSKLookup(t *target, caught func(net.Conn, netip.AddrPort)) (_ stealer, err error) {
+	e := &skLookup{t: t}
 	defer func() {
 		if err != nil {
 			e.close()
@@ -111,7 +110,17 @@ func newSKLookup(t *target, caught func(net.Conn)) (_ stealer, err error) {
 	for _, ln := range e.lns {
 		if ln != nil {
 			e.work.Add(1)
-			go func() { defer e.work.Done(); acceptAll(ln, caught) }()
+			go func() {
+				defer e.work.Done()
+				acceptAll(ln, func(c net.Conn) {
+					local, _ := addrPortOf(c.LocalAddr()) // as it came: nothing was rewritten
+					if local.Port() == uint16(ln.Addr().(*net.TCPAddr).Port) {
+						abort(c) // somebody in the pod found our listener itself
+						return
+					}
+					caught(c, local)
+				})
+			}()
 		}
 	}
 	return e, nil
@@ -178,7 +187,7 @@ func (e *skLookup) add(port uint16) error {
 func (e *skLookup) remove(port uint16) { _ = e.ports.Delete(uint32(port)) }
 
 func (e *skLookup) pass(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	return e.t.dialFrom(ctx, to, func(port uint16) (undo func(), err error) {
+	return e.t.dialFrom(ctx, to, func(_ int, port uint16) (undo func(), err error) {
 		key := uint32(bits.ReverseBytes16(port))
 		return func() { _ = e.own.Delete(key) }, e.own.Put(key, uint32(1))
 	})
@@ -205,7 +214,11 @@ func (e *skLookup) close() {
 }
 
 // listen opens a TCP listener in the target's network namespace, on the loopback.
-func (t *target) listen(ipv6 bool) (ln *net.TCPListener, err error) {
+func (t *target) listen(ipv6 bool) (*net.TCPListener, error) {
+	return t.listenOn(ipv6, inet.Loopback(ipv6))
+}
+
+func (t *target) listenOn(ipv6 bool, at netip.Addr) (ln *net.TCPListener, err error) {
 	fd, err := t.socket(ipv6, unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
@@ -216,7 +229,7 @@ func (t *target) listen(ipv6 bool) (ln *net.TCPListener, err error) {
 	if ipv6 {
 		family = unix.AF_INET6
 	}
-	if err = unix.Bind(fd, inet.ToUnix(family, netip.AddrPortFrom(inet.Loopback(ipv6), 0))); err == nil {
+	if err = unix.Bind(fd, inet.ToUnix(family, netip.AddrPortFrom(at, 0))); err == nil {
 		err = unix.Listen(fd, unix.SOMAXCONN)
 	}
 	if err != nil {
@@ -231,7 +244,6 @@ func (t *target) listen(ipv6 bool) (ln *net.TCPListener, err error) {
 
 // acceptAll hands every connection of ln to f until ln is closed.
 func acceptAll(ln *net.TCPListener, f func(net.Conn)) {
-	own := ln.Addr().(*net.TCPAddr).Port
 	for {
 		c, err := ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -240,16 +252,12 @@ func acceptAll(ln *net.TCPListener, f func(net.Conn)) {
 		if err != nil {
 			continue // a client that went away, or no descriptors for a moment
 		}
-		if c.LocalAddr().(*net.TCPAddr).Port == own {
-			c.Close() // somebody in the pod found our listener itself
-			continue
-		}
 		f(c)
 	}
 }
 
-// dialFrom connects to the app from a source port that register has made known as ours.
-func (t *target) dialFrom(ctx context.Context, to netip.AddrPort, register func(port uint16) (func(), error)) (net.Conn, error) {
+// dialFrom connects to the app from a socket that register has made known as ours.
+func (t *target) dialFrom(ctx context.Context, to netip.AddrPort, register func(fd int, port uint16) (func(), error)) (net.Conn, error) {
 	ipv6 := to.Addr().Is6()
 	fd, err := t.socket(ipv6, unix.SOCK_STREAM)
 	if err != nil {
@@ -268,7 +276,7 @@ func (t *target) dialFrom(ctx context.Context, to netip.AddrPort, register func(
 	if err != nil {
 		return nil, err
 	}
-	undo, err := register(inet.FromUnix(sa).Port())
+	undo, err := register(fd, inet.FromUnix(sa).Port())
 	if err != nil {
 		return nil, err
 	}

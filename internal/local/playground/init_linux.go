@@ -100,12 +100,7 @@ func enterPod(spec *podSpec) error {
 			return err
 		}
 	}
-	options := "lowerdir=/,upperdir=" + upper + ",workdir=" + work
-	err = unix.Mount("pod", root, "overlay", 0, options)
-	if err != nil { // in a user namespace
-		err = unix.Mount("pod", root, "overlay", 0, options+",userxattr")
-	}
-	if err != nil {
+	if err := layRoot(upper, work, root); err != nil {
 		return fmt.Errorf("overlay over the machine's root: %w", err)
 	}
 	for _, m := range submounts { // a home or a work directory on a file system of its own
@@ -141,6 +136,63 @@ func enterPod(spec *podSpec) error {
 		return fmt.Errorf("let go of the machine's root: %w", err)
 	}
 	return unix.Chdir("/")
+}
+
+// layRoot makes root the machine's root with upper on top. In a user namespace mounts that came from
+// outside are locked to their place, and a directory with one below it cannot be a lower layer: the
+// root then is put together of its directories, each an overlay where it can be one, and bound as
+// it is where it cannot.
+func layRoot(upper, work, root string) error {
+	overlay := func(lower, upper, work, at string) error {
+		options := "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + work
+		err := unix.Mount("pod", at, "overlay", 0, options)
+		if err != nil {
+			err = unix.Mount("pod", at, "overlay", 0, options+",userxattr")
+		}
+		return err
+	}
+	if overlay("/", upper, work, root) == nil {
+		return nil
+	}
+	if err := unix.Mount(root, root, "", unix.MS_BIND, ""); err != nil { // a root is a mount
+		return err
+	}
+	entries, err := os.ReadDir("/")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		from, at, above, scratch := "/"+e.Name(), filepath.Join(root, e.Name()), filepath.Join(upper, e.Name()), filepath.Join(work, e.Name())
+		if e.Type() == os.ModeSymlink {
+			to, err := os.Readlink(from)
+			if err == nil {
+				err = os.Symlink(to, at)
+			}
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if !e.IsDir() {
+			continue
+		}
+		for _, d := range []string{at, above, scratch} {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				return err
+			}
+		}
+		switch from {
+		case "/proc", "/sys", "/dev", "/tmp", "/run": // of the pod's own
+			continue
+		}
+		if overlay(from, above, scratch, at) == nil {
+			continue
+		}
+		if err := unix.Mount(from, at, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("%s: %w", from, err)
+		}
+	}
+	return nil
 }
 
 // copyTree copies a tree of small files.
