@@ -82,12 +82,13 @@ func newSKLookup(t *target, caught func(net.Conn, netip.AddrPort)) (_ stealer, e
 		if ln == nil {
 			continue
 		}
-		f, err := ln.File()
+		// Not by File: its Fd would make the listener blocking, and its accept deaf to close.
+		raw, err := ln.SyscallConn()
 		if err != nil {
 			return nil, err
 		}
-		err = e.sock.Put(uint32(i), uint64(f.Fd()))
-		_ = f.Close()
+		cerr := raw.Control(func(fd uintptr) { err = e.sock.Put(uint32(i), uint64(fd)) })
+		err = errors.Join(cerr, err)
 		if err != nil {
 			return nil, fmt.Errorf("put the listener into a BPF map: %w", err)
 		}

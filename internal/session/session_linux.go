@@ -12,10 +12,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/user"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/intercept/mountns"
@@ -94,7 +97,7 @@ func (s *run) close() {
 // attach reaches the agent.
 func (s *run) attach(ctx context.Context) error {
 	s.in = incoming.New(incoming.Config{Mode: s.o.Incoming, Trouble: s.trouble, Notice: s.notice})
-	t, err := tunnel.Dial(ctx, s.o.Dial, tunnel.Options{})
+	t, err := s.dial(ctx)
 	if err != nil {
 		return fmt.Errorf("reach an agent beside %s: %w", s.o.Target, err)
 	}
@@ -106,6 +109,19 @@ func (s *run) attach(ctx context.Context) error {
 	s.in.SetPod(s.pod)
 	return nil
 }
+
+// dial opens the tunnel. An agent may be at its end when we come: then the next one is tried.
+func (s *run) dial(ctx context.Context) (t tunnel.Conn, err error) {
+	for end := time.Now().Add(dialAgain); ; time.Sleep(100 * time.Millisecond) {
+		t, err = tunnel.Dial(ctx, s.o.Dial, tunnel.Options{})
+		gone := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
+		if !gone || time.Now().After(end) || ctx.Err() != nil {
+			return t, err
+		}
+	}
+}
+
+const dialAgain = 5 * time.Second
 
 func (s *run) rooms() (err error) {
 	t := s.pod.Target()

@@ -340,48 +340,29 @@ func (p *podInit) keepApp() error {
 	return nil
 }
 
-// exec runs a command for the caller whose connection is fds[0]; the caller's end kills it.
+// exec runs a command for the caller whose connection is fds[0]; the caller's end kills it. It owns
+// fds.
 func (p *podInit) exec(r *request, fds []int) {
-	defer closeAll(fds)
+	_ = unix.SetNonblock(fds[0], true)
 	f := os.NewFile(uintptr(fds[0]), "caller")
-	fds = fds[1:]
-	_ = unix.SetNonblock(int(f.Fd()), true)
 	conn, err := net.FileConn(f)
 	f.Close()
 	if err != nil {
+		closeAll(fds[1:])
 		return
 	}
 	c := conn.(*net.UnixConn)
 	defer c.Close()
-	refuse := func(code int, err error) {
-		_ = send(c, answer{Error: fmt.Sprintf("run %s in the pod: %v", strings.Join(r.Argv[:min(1, len(r.Argv))], ""), err), Exit: &code})
-	}
-	if len(r.Argv) == 0 || len(fds) != 3 {
-		refuse(125, unix.EINVAL)
-		return
-	}
-	env := append(p.env(), r.Env...)
-	path := "/proc/self/exe"
-	if r.Argv[0] != path {
-		os.Setenv("PATH", strings.TrimPrefix(podEnv[0], "PATH="))
-		if path, err = exec.LookPath(r.Argv[0]); err != nil {
-			code := 127
-			if errors.Is(err, os.ErrPermission) {
-				code = 126
-			}
-			refuse(code, errors.Unwrap(err))
-			return
-		}
-	}
-	pid, end, err := p.start(path, r.Argv, &syscall.ProcAttr{
-		Dir: "/", Env: env, Files: []uintptr{uintptr(fds[0]), uintptr(fds[1]), uintptr(fds[2])}, Sys: &syscall.SysProcAttr{Setpgid: true},
-	})
+	pid, end, code, err := p.run(r, fds[1:])
+	closeAll(fds[1:])
 	if err != nil {
-		refuse(126, err)
+		name := ""
+		if len(r.Argv) > 0 {
+			name = r.Argv[0]
+		}
+		_ = send(c, answer{Error: fmt.Sprintf("run %s in the pod: %v", name, err), Exit: &code})
 		return
 	}
-	closeAll(fds)
-	fds = nil
 	go func() {
 		for {
 			var r request
@@ -395,9 +376,33 @@ func (p *podInit) exec(r *request, fds []int) {
 		}
 	}()
 	ws := <-end
-	code := ws.ExitStatus()
+	code = ws.ExitStatus()
 	if ws.Signaled() {
 		code = 128 + int(ws.Signal())
 	}
 	_ = send(c, answer{Exit: &code})
+}
+
+// run starts the command of r with the standard streams; code is the exit code of env(1) where it
+// cannot.
+func (p *podInit) run(r *request, stdio []int) (pid int, end <-chan syscall.WaitStatus, code int, err error) {
+	if len(r.Argv) == 0 || len(stdio) != 3 {
+		return 0, nil, 125, unix.EINVAL
+	}
+	path := r.Argv[0]
+	if path != "/proc/self/exe" {
+		os.Setenv("PATH", strings.TrimPrefix(podEnv[0], "PATH="))
+		if path, err = exec.LookPath(path); err != nil {
+			code = 127
+			if errors.Is(err, os.ErrPermission) {
+				code = 126
+			}
+			return 0, nil, code, errors.Unwrap(err)
+		}
+	}
+	pid, end, err = p.start(path, r.Argv, &syscall.ProcAttr{
+		Dir: "/", Env: append(p.env(), r.Env...), Sys: &syscall.SysProcAttr{Setpgid: true},
+		Files: []uintptr{uintptr(stdio[0]), uintptr(stdio[1]), uintptr(stdio[2])},
+	})
+	return pid, end, 126, err
 }
