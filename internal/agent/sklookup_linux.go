@@ -230,7 +230,13 @@ func (t *target) listenOn(ipv6 bool, at netip.Addr) (ln *net.TCPListener, err er
 	if ipv6 {
 		family = unix.AF_INET6
 	}
-	if err = unix.Bind(fd, inet.ToUnix(family, netip.AddrPortFrom(at, 0))); err == nil {
+	// Stolen connections carry the app's port: without this on them (they have it from here) an app
+	// that is restarted could not bind it while they last.
+	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	if err == nil {
+		err = unix.Bind(fd, inet.ToUnix(family, netip.AddrPortFrom(at, 0)))
+	}
+	if err == nil {
 		err = unix.Listen(fd, unix.SOMAXCONN)
 	}
 	if err != nil {
