@@ -9,48 +9,29 @@ import (
 	"time"
 )
 
-// Options set the times of a tunnel; the zero value has the defaults.
-type Options struct {
-	Keepalive time.Duration // ping a silent peer this often; default 10 s
-	DeadAfter time.Duration // give up a transport on which nothing came for so long; default 30 s
-	Resume    time.Duration // how long a lost transport may be missing; default 60 s, negative: not at all
-}
-
-func (o Options) withDefaults() Options {
-	def := func(d *time.Duration, v time.Duration) {
-		if *d == 0 {
-			*d = v
-		}
-	}
-	def(&o.Keepalive, 10*time.Second)
-	def(&o.DeadAfter, 30*time.Second)
-	def(&o.Resume, 60*time.Second)
-	return o
-}
-
-// Bounds of what one end keeps. A stream begins with a small window, which grows as its reader
+// Bounds of what one end keeps. A stream begins with a small window, which grows while its reader
 // keeps up: a stream that nobody reads never costs more than the first.
 const (
 	firstWindow  = 128 << 10
 	largeWindow  = 4 << 20
-	maxQueued    = 2 * chunkSize // data of one stream waiting for the writer
-	maxUnacked   = 16 << 20      // sent and not yet acknowledged; the writer waits beyond it
-	ackEvery     = 512 << 10     // bytes after which the receiver acknowledges
-	ackFrames    = 256           // frames, likewise
+	growBudget   = 64 << 20               // of all windows of a tunnel, beyond the first
+	growWithin   = 250 * time.Millisecond // a window used up faster than that is too small
+	maxQueued    = 2 * chunkSize          // data of one stream waiting for the writer
+	maxUnacked   = 16 << 20               // sent on a lane and not yet acknowledged
+	maxFrames    = 4096                   // the same in number
+	ackEvery     = 512 << 10              // bytes after which the receiver acknowledges
+	ackFrames    = 256                    // frames, likewise
+	ackDelay     = 100 * time.Millisecond
 	maxStreams   = 1 << 16
 	maxBacklog   = 4096 // streams that the peer opened and nobody accepted
-	batchBytes   = 4 * chunkSize
-	ackDelay     = 100 * time.Millisecond
-	maxFrames    = 4096 // sent and not yet acknowledged, in number
+	openQueue    = 4096 // frames without data that wait for the writer; Open waits beyond
+	smallQueue   = 1 << 18
 	closeTimeout = time.Second
 )
 
-// ErrUnknownTunnel ends a tunnel whose peer does not know it any more: the agent was started anew.
-var ErrUnknownTunnel = errors.New("the agent does not know this tunnel any more")
-
-// conn is one end of a tunnel. mu guards all fields without a note, those of the streams too. The
-// writer and the reader of the current transport, and on the session's side the goroutine that
-// dials again, belong to the conn; finish makes them end, Close waits for them.
+// conn is one end of a tunnel. mu guards its fields, those of its links and of its streams. The
+// writer and the reader of each link's transport, the goroutine that tends them, and on the
+// session's side those that dial, belong to the conn; finish makes them end, Close waits for them.
 type conn struct {
 	o      Options
 	id     [16]byte
@@ -58,39 +39,20 @@ type conn struct {
 	dialer bool // this end opened the tunnel; its streams have odd numbers
 
 	mu      sync.Mutex
-	work    sync.Cond // the writer has something to do, or its transport changed
+	links   []*link // one for each lane
+	room    sync.Cond
 	streams map[uint32]*stream
 	next    uint32
+	grown   int // of growBudget
 	backlog []*stream
 	arrived chan struct{} // signals backlog
-	small   []sent        // frames without data, sent first
-	ready   []*stream     // streams with data (or a fin) to send, round robin
-
-	unacked      []sent // sent, kept for the next transport
-	unackedBytes int
-	sentSeq      uint64 // frames sent, ever
-	ackedSeq     uint64 // of those, acknowledged
-	recvSeq      uint64 // frames received, ever
-	ackedToPeer  uint64
-	recvBytes    int // since the last ack
-	wantAck      bool
-	wantPing     bool
-	closing      bool
-
-	transport net.Conn // nil while there is none
-	gen       uint64   // counts transports
-	lastRecv  time.Time
-	lostAt    time.Time
-
-	lostErr  error
-	ackTimer *time.Timer
+	closing bool
 
 	err  error
 	done chan struct{}
 	wg   sync.WaitGroup
 
-	onLoss func(error) // called without mu when a transport was lost
-	onEnd  func()      // called once, without mu
+	onEnd func() // called once, without mu
 }
 
 func newConn(o Options, dialer bool) *conn {
@@ -101,23 +63,42 @@ func newConn(o Options, dialer bool) *conn {
 	if dialer {
 		c.next = 1
 	}
-	c.work.L = &c.mu
-	c.ackTimer = time.AfterFunc(time.Hour, c.owedAck)
-	c.ackTimer.Stop()
+	c.room.L = &c.mu
+	for lane := range c.o.Lanes {
+		c.links = append(c.links, newLink(c, lane))
+	}
 	c.wg.Add(1)
 	go func() { defer c.wg.Done(); c.tend() }()
 	return c
 }
 
 // Open implements Conn.
-func (c *conn) Open(context.Context) (Stream, error) {
+func (c *conn) Open(ctx context.Context) (Stream, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.err != nil {
-		return nil, c.err
+	if len(c.links[0].small) >= openQueue { // no transport, or a peer that is slow to read
+		stop := context.AfterFunc(ctx, func() {
+			c.mu.Lock()
+			c.room.Broadcast()
+			c.mu.Unlock()
+		})
+		defer stop()
+		for c.err == nil && ctx.Err() == nil && len(c.links[0].small) >= openQueue {
+			c.room.Wait()
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 	}
-	if len(c.streams) >= maxStreams {
+	switch {
+	case c.err != nil:
+		return nil, c.err
+	case c.closing:
+		return nil, ErrClosed
+	case len(c.streams) >= maxStreams:
 		return nil, fmt.Errorf("open stream: %d are open", len(c.streams))
+	case c.next >= 1<<32-2:
+		return nil, errors.New("open stream: the tunnel's numbers are used up")
 	}
 	s := newStream(c, c.next)
 	c.next += 2
@@ -132,6 +113,7 @@ func (c *conn) Accept(ctx context.Context) (Stream, error) {
 		c.mu.Lock()
 		if len(c.backlog) > 0 {
 			s := c.backlog[0]
+			c.backlog[0] = nil
 			c.backlog = c.backlog[1:]
 			if len(c.backlog) > 0 {
 				c.signalLocked()
@@ -171,18 +153,27 @@ func (c *conn) Err() error {
 }
 
 // Close implements Conn: what was written is sent, the peer is told, and nothing of this end is
-// left when it returns.
+// left when it returns. A peer that does not answer is waited for closeTimeout long.
 func (c *conn) Close() error {
 	c.mu.Lock()
 	c.closing = true
 	for _, s := range c.streams {
 		s.change.Broadcast()
 	}
-	c.work.Broadcast()
+	for _, l := range c.links {
+		l.wantPing = l.wantPing || l.lane > 0 && len(l.unacked) > 0
+		l.work.Broadcast()
+	}
+	c.room.Broadcast()
+	alone := c.links[0].transport == nil
 	c.mu.Unlock()
-	select {
-	case <-c.done:
-	case <-time.After(closeTimeout): // a peer that does not read
+	if !alone {
+		timeout := time.NewTimer(closeTimeout)
+		defer timeout.Stop()
+		select {
+		case <-c.done:
+		case <-timeout.C:
+		}
 	}
 	c.finish(ErrClosed)
 	c.wg.Wait()
@@ -198,16 +189,24 @@ func (c *conn) finish(err error) {
 	}
 	c.err = err
 	for _, s := range c.streams {
-		s.failLocked(err)
+		s.endLocked(err)
 	}
 	c.streams = map[uint32]*stream{}
-	// The chunks are left to the collector: a writer may still be in the middle of one.
-	c.unacked, c.small, c.ready, c.backlog = nil, nil, nil, nil
-	t := c.transport
-	c.transport = nil
-	c.work.Broadcast()
+	c.backlog = nil
+	var transports []net.Conn
+	for _, l := range c.links {
+		// The chunks are left to the collector: a writer may still be in the middle of one.
+		l.unacked, l.small, l.quick, l.bulk = nil, nil, nil, nil
+		if l.transport != nil {
+			transports = append(transports, l.transport)
+			l.transport = nil
+		}
+		l.ackTimer.Stop()
+		l.work.Broadcast()
+	}
+	c.room.Broadcast()
 	c.mu.Unlock()
-	if t != nil {
+	for _, t := range transports {
 		t.Close()
 	}
 	if c.onEnd != nil {
@@ -217,8 +216,103 @@ func (c *conn) finish(err error) {
 }
 
 func (c *conn) smallLocked(kind byte, stream, value uint32) {
-	var f sent
-	putHead(f.head[:], kind, stream, value)
-	c.small = append(c.small, f)
-	c.work.Signal()
+	if c.err != nil {
+		return
+	}
+	l := c.links[0]
+	l.small = append(l.small, newHead(kind, stream, value, 0))
+	l.work.Signal()
+}
+
+// receiveLocked acts on a frame about a stream, of whatever lane.
+func (c *conn) receiveLocked(f *received) error {
+	if len(c.links[0].small) > smallQueue {
+		return errors.New("peer asks for answers and does not read them")
+	}
+	s := c.streams[f.stream]
+	row, ok := receivers[f.kind]
+	if !ok {
+		return fmt.Errorf("frame of unknown kind %d", f.kind)
+	}
+	if s == nil && row.onStream { // it is over on our side; what was on its way is of no use
+		if f.c != nil {
+			f.c.free()
+		}
+		return nil
+	}
+	return row.take(c, s, f)
+}
+
+// receivers has what to do on each counted frame.
+var receivers = map[byte]struct {
+	onStream bool
+	take     func(c *conn, s *stream, f *received) error
+}{
+	frameOpen:   {false, func(c *conn, _ *stream, f *received) error { return c.openedLocked(f.stream) }},
+	frameData:   {true, func(_ *conn, s *stream, f *received) error { return s.arrivedLocked(f) }},
+	frameFin:    {true, func(_ *conn, s *stream, f *received) error { return s.arrivedLocked(f) }},
+	frameReset:  {true, func(_ *conn, s *stream, f *received) error { return s.resetLocked(f.value) }},
+	frameCredit: {true, func(_ *conn, s *stream, f *received) error { return s.creditLocked(f.value) }},
+	frameLane: {false, func(c *conn, _ *stream, f *received) error {
+		if c.dialer && f.value == 1 && len(c.links) > 1 && !c.links[1].used {
+			c.links[1].askTransport()
+		}
+		return nil
+	}},
+}
+
+func (c *conn) openedLocked(id uint32) error {
+	if id == 0 || id%2 == c.next%2 || c.streams[id] != nil {
+		return fmt.Errorf("peer opened stream %d, which it may not", id)
+	}
+	if len(c.backlog) >= maxBacklog || len(c.streams) >= maxStreams || c.closing {
+		c.smallLocked(frameReset, id, 0)
+		return nil
+	}
+	s := newStream(c, id)
+	s.known = true
+	c.streams[id] = s
+	c.backlog = append(c.backlog, s)
+	c.signalLocked()
+	return nil
+}
+
+// tend pings a silent peer, gives up a dead transport, and on the agent's side a session that does
+// not come back, until the tunnel is over.
+func (c *conn) tend() {
+	every := c.o.Keepalive / 2
+	if c.o.Resume > 0 {
+		every = min(every, c.o.Resume/2)
+	}
+	tick := time.NewTicker(max(every, time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.done:
+			return
+		case <-tick.C:
+		}
+		for _, l := range c.links {
+			l.tend()
+		}
+	}
+}
+
+func (l *link) tend() {
+	c := l.c
+	c.mu.Lock()
+	gen, alive, lost := l.gen, l.transport != nil, l.lostErr
+	silent := time.Since(l.lastRecv)
+	if alive && silent >= c.o.Keepalive {
+		l.wantPing = true
+		l.work.Signal()
+	}
+	missing := !alive && l.used && !c.dialer && time.Since(l.lostAt) >= c.o.Resume
+	c.mu.Unlock()
+	switch {
+	case alive && silent >= c.o.DeadAfter:
+		l.lose(gen, fmt.Errorf("nothing heard for %v", c.o.DeadAfter))
+	case missing:
+		c.finish(fmt.Errorf("session did not come back within %v: %w", c.o.Resume, lost))
+	}
 }

@@ -6,60 +6,93 @@ import (
 	"io"
 	"net"
 	"syscall"
+	"time"
 )
 
 // Relay carries bytes between a TCP connection and a stream until both directions have ended, and
-// owns both. An end of bytes is passed on as one; a reset as a reset.
+// owns both. An end of bytes is passed on as one, a reset as a reset with its errno. ctx ends it.
+// While nothing comes it holds two goroutines and no buffer.
 func Relay(ctx context.Context, c net.Conn, s Stream) {
-	stop := context.AfterFunc(ctx, func() { s.Reset(0); c.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = s.Reset(0) })
 	defer stop()
+	// A reset of the stream ends what waits for c, too.
+	if own, ok := s.(*stream); ok {
+		own.onEnd(func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	} else {
+		stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+		defer stop()
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_, err := copyTo(s, c)
-		if err == nil {
-			s.CloseWrite()
-			return
-		}
-		s.Reset(uint32(syscall.ECONNRESET))
-		abort(c)
+		send(c, s)
 	}()
-	_, err := copyFrom(c, s)
-	var reset *ResetError
-	switch {
-	case err == nil:
-		if h, ok := c.(interface{ CloseWrite() error }); ok {
-			h.CloseWrite()
-		}
-	case errors.As(err, &reset):
-		abort(c)
-	default:
-		s.Reset(uint32(syscall.ECONNRESET))
-		abort(c)
-	}
+	receive(c, s)
 	<-done
-	c.Close()
-	s.Close()
+	_ = c.Close()
+	_ = s.Close()
 }
 
-func abort(c net.Conn) {
-	if t, ok := c.(*net.TCPConn); ok {
-		t.SetLinger(0)
-	}
-	c.Close()
-}
-
-// copyTo and copyFrom use the stream's own loops, which move whole chunks.
-func copyTo(s Stream, c net.Conn) (int64, error) {
+// send carries c's bytes to s.
+func send(c net.Conn, s Stream) {
+	var err error
 	if r, ok := s.(io.ReaderFrom); ok {
-		return r.ReadFrom(c)
+		_, err = r.ReadFrom(c) // moves whole chunks
+	} else {
+		_, err = io.Copy(s, c)
 	}
-	return io.Copy(s, c)
+	if err == nil {
+		_ = s.CloseWrite()
+		return
+	}
+	_ = s.Reset(code(err))
+	abort(c)
 }
 
-func copyFrom(c net.Conn, s Stream) (int64, error) {
+// receive carries s's bytes to c.
+func receive(c net.Conn, s Stream) {
+	var err error
 	if w, ok := s.(io.WriterTo); ok {
-		return w.WriteTo(c)
+		_, err = w.WriteTo(c)
+	} else {
+		_, err = io.Copy(c, s)
 	}
-	return io.Copy(c, s)
+	if err == nil {
+		if h, ok := c.(interface{ CloseWrite() error }); ok {
+			_ = h.CloseWrite()
+		}
+		return
+	}
+	_ = s.Reset(code(err))
+	abort(c)
+}
+
+// code is what a reset says about err. Where no errno is known it is what a peer sees of a process
+// that died.
+func code(err error) uint32 {
+	var errno syscall.Errno
+	if errors.As(err, &errno) && errno != syscall.EPIPE {
+		return uint32(errno)
+	}
+	return uint32(syscall.ECONNRESET)
+}
+
+// abort closes c so that its peer sees a reset, and wakes what waits for it.
+func abort(c net.Conn) {
+	if t, ok := c.(interface{ SetLinger(int) error }); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = c.Close()
+}
+
+// onEnd has f called when both directions have ended by a reset or with the tunnel, now if they
+// have. f must not block, nor use the stream.
+func (s *stream) onEnd(f func()) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	if s.outEnd != nil && s.inEnd != nil {
+		f()
+		return
+	}
+	s.wake = f
 }

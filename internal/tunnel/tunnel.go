@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 )
 
 // Conn is one end of a tunnel. Its methods may be called from any goroutine.
@@ -44,3 +45,31 @@ var ErrClosed = errors.New("tunnel closed")
 // Dialer gives a fresh transport connection to the same agent; it is called again whenever the
 // last one was lost.
 type Dialer func(ctx context.Context) (net.Conn, error)
+
+// Options set the times of a tunnel; the zero value has the defaults.
+type Options struct {
+	Keepalive time.Duration // ping a silent peer this often; default 10 s
+	DeadAfter time.Duration // give up a transport on which nothing came for so long; default 30 s
+	Resume    time.Duration // how long a lost transport may be missing; default 60 s, negative: not at all
+	Lanes     int           // transports side by side, 1 or 2; default 2: small traffic and bulk
+}
+
+func (o Options) withDefaults() Options {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&o.Keepalive, 10*time.Second)
+	def(&o.DeadAfter, 30*time.Second)
+	def(&o.Resume, 60*time.Second)
+	if o.Lanes <= 0 || o.Lanes > maxLanes {
+		o.Lanes = maxLanes
+	}
+	return o
+}
+
+// ErrUnknownTunnel ends a tunnel whose peer does not know it any more: the agent was started anew.
+// A Dialer that knows the agent to be gone for good returns an error that wraps it: no further
+// attempt is made.
+var ErrUnknownTunnel = errors.New("the agent does not know this tunnel any more")

@@ -301,8 +301,8 @@ func TestAStrangersTokenDoesNotResume(t *testing.T) {
 	c := session.(*conn)
 	stranger := newConn(Options{}, true)
 	stranger.id = c.id
-	stranger.onLoss = func(error) {}
-	if err := stranger.greet(context.Background(), d.dial, true); !errors.Is(err, ErrUnknownTunnel) {
+	stranger.links[0].attempt = 100
+	if err := stranger.links[0].greet(context.Background(), d.dial, true); !errors.Is(err, ErrUnknownTunnel) {
 		t.Errorf("a resumption with another token: %v", err)
 	}
 	stranger.finish(ErrClosed)
@@ -410,22 +410,21 @@ func TestRelayCarriesHalfCloseAndReset(t *testing.T) {
 }
 
 func FuzzReadFrame(f *testing.F) {
-	head := make([]byte, headSize)
-	putHead(head, frameData, 3, 4)
-	f.Add(append(head, "abcd"...))
+	h := newHead(frameData, 3, 4, 0)
+	f.Add(append(h[:], "abcd"...))
 	f.Add([]byte{0xff})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
 		c := newConn(Options{}, true)
-		c.onLoss = func(error) {}
 		defer func() { c.finish(ErrClosed); c.wg.Wait() }()
 		for {
-			fr, err := readFrame(r)
+			var h head
+			fr, err := readFrame(r, &h)
 			if err != nil {
 				return
 			}
 			c.mu.Lock()
-			err = c.receiveLocked(&fr)
+			err = c.links[0].receiveLocked(&fr)
 			c.mu.Unlock()
 			if err != nil {
 				return
