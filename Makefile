@@ -25,8 +25,9 @@ setup:
 demo: build
 	bash test/demo.sh
 
+# One package after the other: they use the same ports of this machine.
 test: setup build lint
-	$(GO) test -timeout 14m ./...
+	$(GO) test -p 1 -timeout 14m ./...
 
 lint:
 	@out=$$(gofmt -l cmd internal test); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }

@@ -11,6 +11,10 @@ missing=()
 for command in "${!package[@]}"; do
 	command -v "$command" >/dev/null || missing+=("${package[$command]}")
 done
+# udev makes the device so on every machine that has one; a bare container or VM may not run it.
+if [ "$(id -u)" -eq 0 ] && [ -e /dev/fuse ]; then
+	chmod 666 /dev/fuse
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 apt=(apt-get)
