@@ -2,14 +2,12 @@ package agent
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"sync"
-	"unsafe"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -20,205 +18,211 @@ import (
 	"github.com/stead-dev/stead/internal/inet"
 )
 
-// nft steals by redirection, where sk_lookup cannot be had: in a user namespace (BPF wants
-// capabilities of the initial one) and before Linux 5.9. The table is owned by our netlink socket
-// (NFT_TABLE_F_OWNER, Linux 5.12): nobody else can change it, and the kernel drops it when the
-// socket closes, also when we are killed. The address that the client called is what the kernel's
-// connection tracking remembers (SO_ORIGINAL_DST).
+// nft steals by redirecting in the target's network namespace: where BPF is not to be had, as in a
+// user namespace. Its table has an owner, our netlink socket (Linux 5.12): the kernel drops it when
+// that socket closes, however we end. Connections that stood before go on as they are: an address
+// is translated with a connection's first packet or never.
 type nft struct {
 	t     *target
-	ln    *net.TCPListener
+	lns   [2]*net.TCPListener // IPv4, IPv6; the latter nil where the pod has none
 	conn  *nftables.Conn
-	table *nftables.Table
-	set   *nftables.Set
+	ports *nftables.Set
 	work  sync.WaitGroup
-	mu    sync.Mutex // one batch at a time on conn
 }
 
-const (
-	nftTableOwner = 2          // NFT_TABLE_F_OWNER
-	nftMark       = 0x73746561 // of our own connections to the app
-	nftPriority   = -110       // before the usual destination NAT (-100)
-)
+// ownMark is the mark of our connections to the app.
+const ownMark = 0x57ead001
 
-func newNFT(t *target, caught func(net.Conn, netip.AddrPort)) (_ stealer, err error) {
+// redirectPriority is behind dstnat (-100): where a sidecar redirects what comes in to itself, the
+// connections to steal are those that it makes to the app, as with sk_lookup.
+const redirectPriority = nftables.ChainPriority(-90)
+
+func newNFT(t *target, caught catcher) (_ stealer, err error) {
 	e := &nft{t: t}
 	defer func() {
 		if err != nil {
+			e.detach()
 			e.close()
 		}
 	}()
-	if e.ln, err = t.listenAny(); err != nil {
-		return nil, fmt.Errorf("listen in the pod: %w", err)
-	}
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", t.pid))
-	if err != nil {
+	if e.lns, err = t.listenBoth(inet.Any); err != nil {
 		return nil, err
 	}
-	defer ns.Close()
-	var nl *netlink.Conn
-	e.conn, err = nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(int(ns.Fd())),
-		nftables.WithSockOptions(func(c *netlink.Conn) error { nl = c; return nil }))
+	table, err := e.ownTable(fmt.Sprintf("stead-%d", os.Getpid()))
 	if err != nil {
-		return nil, fmt.Errorf("open nftables in the pod: %w", err)
+		return nil, fmt.Errorf("make nftables table: %w", err)
 	}
-	name := fmt.Sprintf("stead-%d", os.Getpid())
-	if err = ownTable(nl, name); err != nil {
-		return nil, fmt.Errorf("make an nftables table that dies with us: %w", err)
+	e.ports = &nftables.Set{Table: table, Name: "ports", KeyType: nftables.TypeInetService}
+	if err = e.conn.AddSet(e.ports, nil); err != nil {
+		return nil, fmt.Errorf("make nftables set: %w", err)
 	}
-	e.table = &nftables.Table{Name: name, Family: nftables.TableFamilyINet}
-	if err = e.rules(uint16(e.ln.Addr().(*net.TCPAddr).Port)); err != nil {
-		return nil, fmt.Errorf("nftables rules: %w", err)
-	}
-	e.work.Add(1)
-	go func() {
-		defer e.work.Done()
-		acceptAll(e.ln, func(c net.Conn) {
-			local, err := originalDestination(c.(*net.TCPConn))
-			if err != nil || local.Port() == uint16(e.ln.Addr().(*net.TCPAddr).Port) {
-				abort(c) // not by redirection
-				return
+	priority := redirectPriority
+	for _, hook := range []struct {
+		name string
+		hook *nftables.ChainHook
+	}{
+		{"incoming", nftables.ChainHookPrerouting},
+		{"loopback", nftables.ChainHookOutput},
+	} {
+		chain := e.conn.AddChain(&nftables.Chain{Name: hook.name, Table: table, Type: nftables.ChainTypeNAT,
+			Hooknum: hook.hook, Priority: &priority})
+		for i, ln := range e.lns {
+			if ln != nil {
+				to := ln.Addr().(*net.TCPAddr).AddrPort().Port()
+				e.conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: e.redirect(i == 1, to)})
 			}
-			caught(c, local)
-		})
-	}()
+		}
+	}
+	if err = e.conn.Flush(); err != nil {
+		return nil, fmt.Errorf("make nftables rules: %w", err)
+	}
+	for i, ln := range e.lns {
+		if ln != nil {
+			called := originalOf[i]
+			e.work.Add(1)
+			go func() { defer e.work.Done(); acceptAll(ln, caught, called) }()
+		}
+	}
 	return e, nil
 }
 
-// ownTable creates the table with the owner flag, which the library does not pass on.
-func ownTable(nl *netlink.Conn, name string) error {
-	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
-		{Type: unix.NFTA_TABLE_NAME, Data: append([]byte(name), 0)},
-		{Type: unix.NFTA_TABLE_FLAGS, Data: binaryutil.BigEndian.PutUint32(nftTableOwner)},
+// ownTable makes a table that lives as long as e.conn. The library writes no table flags, so this
+// message is made by hand, on the library's socket.
+func (e *nft) ownTable(name string) (*nftables.Table, error) {
+	var nl *netlink.Conn
+	err := e.t.net.Do(func() (err error) { // the socket is of the namespace that it was made in
+		e.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error { nl = c; return nil }))
+		return err
 	})
 	if err != nil {
-		return err
+		return nil, err
+	}
+	const tableOwner = 2 // NFT_TABLE_F_OWNER
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_TABLE_NAME, Data: append([]byte(name), 0)},
+		{Type: unix.NFTA_TABLE_FLAGS, Data: binaryutil.BigEndian.PutUint32(tableOwner)},
+	})
+	if err != nil {
+		return nil, err
 	}
 	message := func(kind netlink.HeaderType, flags netlink.HeaderFlags, data []byte) netlink.Message {
 		return netlink.Message{Header: netlink.Header{Type: kind, Flags: netlink.Request | flags}, Data: data}
 	}
-	batch := []byte{0, 0, 0, unix.NFNL_SUBSYS_NFTABLES}
-	if _, err := nl.SendMessages([]netlink.Message{
-		message(unix.NFNL_MSG_BATCH_BEGIN, 0, batch),
-		message(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, netlink.Create|netlink.Acknowledge, append([]byte{unix.NFPROTO_INET, 0, 0, 0}, attrs...)),
-		message(unix.NFNL_MSG_BATCH_END, 0, batch),
-	}); err != nil {
-		return err
+	// struct nfgenmsg: family, version, resource (the subsystem for the marks of a batch).
+	mark := []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES}
+	_, err = nl.SendMessages([]netlink.Message{
+		message(unix.NFNL_MSG_BATCH_BEGIN, 0, mark),
+		message(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, netlink.Create|netlink.Excl|netlink.Acknowledge,
+			append([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, attrs...)),
+		message(unix.NFNL_MSG_BATCH_END, 0, mark),
+	})
+	if err == nil {
+		_, err = nl.Receive() // the acknowledgement, or the errno
 	}
-	_, err = nl.Receive()
-	return err
+	return &nftables.Table{Name: name, Family: nftables.TableFamilyINet}, err
 }
 
-// rules: TCP to a local address and a port of the set goes to our listener, but for our own
-// connections. The output hook is for what the pod says to itself.
-func (e *nft) rules(listener uint16) error {
-	e.set = &nftables.Set{Name: "ports", Table: e.table, KeyType: nftables.TypeInetService}
-	if err := e.conn.AddSet(e.set, nil); err != nil {
-		return err
+// redirect is: of this family, TCP, to an address of the pod's own, not by us, to a stolen port ->
+// to our listener.
+func (e *nft) redirect(ipv6 bool, listener uint16) []expr.Any {
+	family := byte(unix.NFPROTO_IPV4)
+	if ipv6 {
+		family = unix.NFPROTO_IPV6
 	}
-	port := binary.BigEndian.AppendUint16(nil, listener)
-	mark := binary.NativeEndian.AppendUint32(nil, nftMark)
-	local := binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)
-	for _, h := range []struct {
-		name string
-		hook *nftables.ChainHook
-	}{{"in", nftables.ChainHookPrerouting}, {"self", nftables.ChainHookOutput}} {
-		priority := nftables.ChainPriority(nftPriority)
-		chain := e.conn.AddChain(&nftables.Chain{Name: h.name, Table: e.table, Type: nftables.ChainTypeNAT, Hooknum: h.hook, Priority: &priority})
-		e.conn.AddRule(&nftables.Rule{Table: e.table, Chain: chain, Exprs: []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: mark},
-			&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: local},
-			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
-			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-			&expr.Lookup{SourceRegister: 1, SetName: e.set.Name, SetID: e.set.ID},
-			&expr.Immediate{Register: 1, Data: port},
-			&expr.Redir{RegisterProtoMin: 1},
-		}})
+	is := func(data []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, is([]byte{family}),
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, is([]byte{unix.IPPROTO_TCP}),
+		// A SYN: where nobody tracked connections before us, the next packet of an old one is the
+		// first that the tracking sees, and must not be taken for a beginning.
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{flagFIN | flagSYN | flagRST | flagACK}, Xor: []byte{0}},
+		is([]byte{flagSYN}),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Lookup{SourceRegister: 1, SetName: e.ports.Name, SetID: e.ports.ID},
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(ownMark)},
+		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
+		is(binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)),
+		&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(listener)},
+		&expr.Redir{RegisterProtoMin: 1},
 	}
-	return e.conn.Flush()
 }
 
-func element(port uint16) []nftables.SetElement {
-	return []nftables.SetElement{{Key: binary.BigEndian.AppendUint16(nil, port)}}
+func elements(port uint16) []nftables.SetElement {
+	return []nftables.SetElement{{Key: binaryutil.BigEndian.PutUint16(port)}}
 }
 
 func (e *nft) add(port uint16) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	err := e.conn.SetAddElements(e.set, element(port))
+	err := e.conn.SetAddElements(e.ports, elements(port))
 	if err == nil {
 		err = e.conn.Flush()
 	}
 	if err != nil {
-		return fmt.Errorf("steal port %d by nftables: %w", port, err)
+		return fmt.Errorf("steal port %d: %w", port, err)
 	}
 	return nil
 }
 
 func (e *nft) remove(port uint16) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.conn.SetDeleteElements(e.set, element(port)) == nil {
+	if e.conn.SetDeleteElements(e.ports, elements(port)) == nil {
 		_ = e.conn.Flush()
 	}
 }
 
-// pass connects to the app with the mark that the rules let by.
 func (e *nft) pass(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	return e.t.dialFrom(ctx, to, func(fd int, _ uint16) (func(), error) {
-		return func() {}, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, nftMark)
+	return e.t.dialApp(ctx, to, func(fd int) (func(), error) {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, ownMark); err != nil {
+			return nil, fmt.Errorf("mark the connection to the app: %w", err)
+		}
+		return func() {}, nil
 	})
 }
 
-func (e *nft) close() {
+func (e *nft) detach() {
 	if e.conn != nil {
-		_ = e.conn.CloseLasting() // and with it goes the table
+		_ = e.conn.CloseLasting()
 	}
-	if e.ln != nil {
-		e.ln.Close()
+	for _, ln := range e.lns {
+		if ln != nil {
+			ln.Close()
+		}
 	}
 	e.work.Wait()
 }
 
-// listenAny opens a TCP listener on every address of the target's, for both families where it has
-// both: a redirected connection arrives at the address of the interface.
-func (t *target) listenAny() (*net.TCPListener, error) {
-	ln, err := t.listenOn(true, inet.Any(true))
-	if errors.Is(err, unix.EAFNOSUPPORT) {
-		ln, err = t.listenOn(false, inet.Any(false))
-	}
-	return ln, err
+func (e *nft) close() {}
+
+// originalOf asks the kernel's connection tracking which address a client called before the
+// redirection; by family. The kernel answers with a sockaddr, for which the two calls have room.
+var originalOf = [2]func(*net.TCPConn) (netip.AddrPort, error){
+	func(c *net.TCPConn) (a netip.AddrPort, err error) {
+		return askSocket(c, func(fd int) (a netip.AddrPort, err error) {
+			m, err := unix.GetsockoptIPv6Mreq(fd, unix.SOL_IP, unix.SO_ORIGINAL_DST)
+			if err != nil {
+				return a, err
+			}
+			a, _ = inet.Parse(m.Multiaddr[:])
+			return a, nil
+		})
+	},
+	func(c *net.TCPConn) (a netip.AddrPort, err error) {
+		return askSocket(c, func(fd int) (a netip.AddrPort, err error) {
+			m, err := unix.GetsockoptIPv6MTUInfo(fd, unix.SOL_IPV6, unix.SO_ORIGINAL_DST)
+			if err != nil {
+				return a, err
+			}
+			port := binaryutil.BigEndian.Uint16(binaryutil.NativeEndian.PutUint16(m.Addr.Port))
+			return netip.AddrPortFrom(netip.AddrFrom16(m.Addr.Addr), port), nil
+		})
+	},
 }
 
-// originalDestination asks connection tracking where a redirected connection was going.
-func originalDestination(c *net.TCPConn) (to netip.AddrPort, err error) {
+func askSocket(c *net.TCPConn, ask func(fd int) (netip.AddrPort, error)) (a netip.AddrPort, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return to, err
+		return a, err
 	}
-	const soOriginalDst = 80 // SO_ORIGINAL_DST, IP6T_SO_ORIGINAL_DST
-	level := unix.SOL_IP
-	if c.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap().Is6() {
-		level = unix.SOL_IPV6
-	}
-	var b [unix.SizeofSockaddrInet6]byte
-	size := uint32(len(b))
-	cerr := raw.Control(func(fd uintptr) {
-		_, _, e := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, uintptr(level), soOriginalDst,
-			uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&size)), 0)
-		if e != 0 {
-			err = e
-		}
-	})
-	if err = errors.Join(cerr, err); err != nil {
-		return to, err
-	}
-	to, ok := inet.Parse(b[:size])
-	if !ok {
-		return to, unix.EINVAL
-	}
-	return to, nil
+	cerr := raw.Control(func(fd uintptr) { a, err = ask(int(fd)) })
+	return a, errors.Join(cerr, err)
 }

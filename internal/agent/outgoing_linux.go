@@ -110,41 +110,52 @@ func (t *target) socket(ipv6 bool, kind int) (fd int, err error) {
 
 // await waits for a connect to end, for the session to reset the stream, or for ctx.
 func (t *target) await(ctx context.Context, st tunnel.Stream, f *os.File, d *wire.Dial) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var until time.Time
 	if d.Timeout > 0 {
-		_ = f.SetWriteDeadline(time.Now().Add(time.Duration(d.Timeout) * time.Millisecond))
+		until = time.Now().Add(time.Duration(d.Timeout) * time.Millisecond)
 	}
-	// The program sends nothing before the reply: what ends this read is a reset, or the end.
+	// The session sends nothing before the reply: what ends this read is a reset, or the end.
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
 		if _, err := st.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			_ = f.SetWriteDeadline(time.Unix(1, 0))
+			cancel()
 		}
 	}()
+	err := connected(ctx, f, until)
+	_ = st.SetReadDeadline(time.Unix(1, 0))
+	<-gone
+	_ = st.SetReadDeadline(time.Time{})
+	return err
+}
+
+// connected waits until the pending connect of f has ended and returns its errno; ETIMEDOUT when
+// it has not by then (zero: the kernel's own time), ctx's error when that ends first. It occupies
+// no thread.
+func connected(ctx context.Context, f *os.File, until time.Time) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	_ = f.SetWriteDeadline(until)
 	stop := context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var errno int
-	first := true
 	werr := raw.Write(func(fd uintptr) bool {
-		if first { // just registered: ask the poller before the socket
-			first = false
-			p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-			if n, _ := unix.Poll(p, 0); n == 0 {
-				return false
-			}
+		// Called before the first wait too: ask the socket whether there is something to know.
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		if n, _ := unix.Poll(p, 0); n == 0 {
+			return false
 		}
 		errno, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
 		return true
 	})
-	_ = st.SetReadDeadline(time.Unix(1, 0))
-	<-gone
-	_ = st.SetReadDeadline(time.Time{})
 	switch {
-	case werr != nil && errors.Is(werr, os.ErrDeadlineExceeded):
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(werr, os.ErrDeadlineExceeded):
 		return unix.ETIMEDOUT
 	case werr != nil:
 		return werr

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/stead-dev/stead/internal/inet"
 	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
@@ -30,6 +30,7 @@ type ports struct {
 	engine stealer
 	tap    *tap
 
+	closed bool
 	ctx    context.Context
 	cancel context.CancelFunc
 	work   sync.WaitGroup // connections
@@ -51,6 +52,8 @@ type stealer interface {
 	remove(port uint16)
 	// pass connects to the app past the stealing.
 	pass(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+	// detach gives all ports back and accepts no more; pass may still be called until close.
+	detach()
 	close()
 }
 
@@ -65,18 +68,23 @@ func (p *ports) features() []string {
 }
 
 func (p *ports) close() {
-	p.cancel()
 	p.mu.Lock()
-	if p.engine != nil {
-		p.engine.close()
-		p.engine = nil
-	}
-	if p.tap != nil {
-		p.tap.close()
-		p.tap = nil
-	}
+	p.closed = true
+	engine, tap := p.engine, p.tap
+	p.tap = nil
 	p.mu.Unlock()
+	// Both wait for goroutines that take mu.
+	if engine != nil {
+		engine.detach()
+	}
+	if tap != nil {
+		tap.close()
+	}
+	p.cancel()
 	p.work.Wait()
+	if engine != nil {
+		engine.close()
+	}
 }
 
 // subscribe serves one subscription for as long as its stream lives.
@@ -104,6 +112,9 @@ func (x *session) subscribe(ctx context.Context, st tunnel.Stream, o *wire.Open)
 func (p *ports) add(s *subscription) wire.Reply {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.closed {
+		return wire.Reply{Errno: uint32(unix.ESHUTDOWN), Error: "the agent is ending"}
+	}
 	p.next++
 	s.id = p.next
 	var err error
@@ -133,8 +144,8 @@ func (p *ports) add(s *subscription) wire.Reply {
 		}
 	}
 	if err != nil {
-		r := wire.Reply{Errno: uint32(unix.EPERM), Error: err.Error()}
-		if e, ok := err.(unix.Errno); ok {
+		r := wire.Reply{Errno: uint32(unix.EPERM), Error: err.Error(), Hint: "the agent needs CAP_NET_ADMIN and CAP_NET_RAW in the pod's network namespace; stealing also Linux 5.12 with nftables, or 5.9 with BPF"}
+		if e := unix.Errno(0); errors.As(err, &e) {
 			r.Errno = uint32(e)
 		}
 		return r
@@ -181,34 +192,29 @@ func (p *ports) remove(s *subscription) {
 
 // caught takes a stolen connection to the session that holds its port. One that nobody holds any
 // more, or that the session cannot take, goes on to the app: its client must not notice.
-func (p *ports) caught(c net.Conn, local netip.AddrPort) {
-	local = inet.Unmap(local)
-	remote, _ := addrPortOf(c.RemoteAddr())
+func (p *ports) caught(c net.Conn, called netip.AddrPort) {
 	p.mu.Lock()
-	s, engine := p.steal[local.Port()], p.engine
-	closing := p.ctx.Err() != nil
-	if !closing {
+	s, engine := p.steal[called.Port()], p.engine
+	closed := p.closed
+	if !closed {
 		p.work.Add(1)
 	}
 	p.mu.Unlock()
-	if closing {
+	if closed {
 		c.Close()
 		return
 	}
 	go func() {
 		defer p.work.Done()
+		remote, _ := addrPortOf(c.RemoteAddr())
 		if s != nil {
-			st, err := s.x.offer(p.ctx, wire.Incoming{Subscription: s.id, Remote: remote, Local: local})
+			st, err := s.x.offer(p.ctx, wire.Incoming{Subscription: s.id, Remote: remote, Local: called})
 			if err == nil {
 				tunnel.Relay(p.ctx, c, st)
 				return
 			}
 		}
-		if engine == nil {
-			abort(c)
-			return
-		}
-		app, err := engine.pass(p.ctx, local)
+		app, err := engine.pass(p.ctx, called)
 		if err != nil {
 			abort(c)
 			return

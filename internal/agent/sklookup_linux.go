@@ -13,27 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"github.com/stead-dev/stead/internal/inet"
 )
-
-// newStealer makes the engine for mode: sk_lookup where the kernel gives it, else nftables.
-func newStealer(t *target, mode string, caught func(net.Conn, netip.AddrPort)) (stealer, error) {
-	var lookup error
-	if mode != "nft" {
-		e, err := newSKLookup(t, caught)
-		if err == nil || mode == "sk_lookup" {
-			return e, err
-		}
-		lookup = err
-	}
-	e, err := newNFT(t, caught)
-	if err != nil {
-		return nil, errors.Join(err, lookup)
-	}
-	return e, nil
-}
 
 // skLookup steals by a BPF program of type sk_lookup on the target's network namespace (Linux
 // 5.9): at each lookup of a listening socket it hands connections to stolen ports to our listener.
@@ -50,22 +34,18 @@ type skLookup struct {
 	work  sync.WaitGroup
 }
 
-func newSKLookup(t *target, caught func(net.Conn, netip.AddrPort)) (_ stealer, err error) {
+func newSKLookup(t *target, caught catcher) (_ stealer, err error) {
 	e := &skLookup{t: t}
 	defer func() {
 		if err != nil {
+			e.detach()
 			e.close()
 		}
 	}()
-	for i := range e.lns {
-		e.lns[i], err = t.listen(i == 1)
-		if i == 1 && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("listen in the pod: %w", err)
-		}
+	if e.lns, err = t.listenBoth(inet.Loopback); err != nil {
+		return nil, err
 	}
+	_ = rlimit.RemoveMemlock() // maps were counted as locked memory before Linux 5.11
 	for _, m := range []struct {
 		to   **ebpf.Map
 		spec ebpf.MapSpec
@@ -82,14 +62,14 @@ func newSKLookup(t *target, caught func(net.Conn, netip.AddrPort)) (_ stealer, e
 		if ln == nil {
 			continue
 		}
-		// Not by File: its Fd would make the listener blocking, and its accept deaf to close.
+		// Not by ln.File: taking a descriptor out of that makes the listener itself blocking, and an
+		// Accept that the kernel holds does not end with Close.
 		raw, err := ln.SyscallConn()
 		if err != nil {
 			return nil, err
 		}
 		cerr := raw.Control(func(fd uintptr) { err = e.sock.Put(uint32(i), uint64(fd)) })
-		err = errors.Join(cerr, err)
-		if err != nil {
+		if err = errors.Join(cerr, err); err != nil {
 			return nil, fmt.Errorf("put the listener into a BPF map: %w", err)
 		}
 	}
@@ -111,17 +91,8 @@ func newSKLookup(t *target, caught func(net.Conn, netip.AddrPort)) (_ stealer, e
 	for _, ln := range e.lns {
 		if ln != nil {
 			e.work.Add(1)
-			go func() {
-				defer e.work.Done()
-				acceptAll(ln, func(c net.Conn) {
-					local, _ := addrPortOf(c.LocalAddr()) // as it came: nothing was rewritten
-					if local.Port() == uint16(ln.Addr().(*net.TCPAddr).Port) {
-						abort(c) // somebody in the pod found our listener itself
-						return
-					}
-					caught(c, local)
-				})
-			}()
+			// The local address of what it accepts is the one that the client called.
+			go func() { defer e.work.Done(); acceptAll(ln, caught, localAddr) }()
 		}
 	}
 	return e, nil
@@ -188,13 +159,24 @@ func (e *skLookup) add(port uint16) error {
 func (e *skLookup) remove(port uint16) { _ = e.ports.Delete(uint32(port)) }
 
 func (e *skLookup) pass(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	return e.t.dialFrom(ctx, to, func(_ int, port uint16) (undo func(), err error) {
-		key := uint32(bits.ReverseBytes16(port))
-		return func() { _ = e.own.Delete(key) }, e.own.Put(key, uint32(1))
+	return e.t.dialApp(ctx, to, func(fd int) (undo func(), err error) {
+		// The source port, known before the connect, is the mark.
+		if err := unix.Bind(fd, inet.ToUnix(familyOf(to), netip.AddrPortFrom(inet.Any(to.Addr().Is6()), 0))); err != nil {
+			return nil, fmt.Errorf("bind for the app: %w", err)
+		}
+		sa, err := unix.Getsockname(fd)
+		if err != nil {
+			return nil, err
+		}
+		key := uint32(bits.ReverseBytes16(inet.FromUnix(sa).Port()))
+		if err := e.own.Put(key, uint32(1)); err != nil {
+			return nil, fmt.Errorf("register the connection to the app: %w", err)
+		}
+		return func() { _ = e.own.Delete(key) }, nil // a connection that stands is looked up no more
 	})
 }
 
-func (e *skLookup) close() {
+func (e *skLookup) detach() {
 	if e.link != nil {
 		e.link.Close()
 	}
@@ -204,6 +186,9 @@ func (e *skLookup) close() {
 		}
 	}
 	e.work.Wait()
+}
+
+func (e *skLookup) close() {
 	for _, c := range []*ebpf.Map{e.ports, e.own, e.sock} {
 		if c != nil {
 			c.Close()
@@ -212,94 +197,4 @@ func (e *skLookup) close() {
 	if e.prog != nil {
 		e.prog.Close()
 	}
-}
-
-// listen opens a TCP listener in the target's network namespace, on the loopback.
-func (t *target) listen(ipv6 bool) (*net.TCPListener, error) {
-	return t.listenOn(ipv6, inet.Loopback(ipv6))
-}
-
-func (t *target) listenOn(ipv6 bool, at netip.Addr) (ln *net.TCPListener, err error) {
-	fd, err := t.socket(ipv6, unix.SOCK_STREAM)
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), "listener in the pod")
-	defer f.Close()
-	family := unix.AF_INET
-	if ipv6 {
-		family = unix.AF_INET6
-	}
-	// Stolen connections carry the app's port: without this on them (they have it from here) an app
-	// that is restarted could not bind it while they last.
-	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-	if err == nil {
-		err = unix.Bind(fd, inet.ToUnix(family, netip.AddrPortFrom(at, 0)))
-	}
-	if err == nil {
-		err = unix.Listen(fd, unix.SOMAXCONN)
-	}
-	if err != nil {
-		return nil, err
-	}
-	l, err := net.FileListener(f)
-	if err != nil {
-		return nil, err
-	}
-	return l.(*net.TCPListener), nil
-}
-
-// acceptAll hands every connection of ln to f until ln is closed.
-func acceptAll(ln *net.TCPListener, f func(net.Conn)) {
-	for {
-		c, err := ln.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			continue // a client that went away, or no descriptors for a moment
-		}
-		f(c)
-	}
-}
-
-// dialFrom connects to the app from a socket that register has made known as ours.
-func (t *target) dialFrom(ctx context.Context, to netip.AddrPort, register func(fd int, port uint16) (func(), error)) (net.Conn, error) {
-	ipv6 := to.Addr().Is6()
-	fd, err := t.socket(ipv6, unix.SOCK_STREAM)
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), "connection to the app")
-	defer f.Close()
-	family := unix.AF_INET
-	if ipv6 {
-		family = unix.AF_INET6
-	}
-	if err := unix.Bind(fd, inet.ToUnix(family, netip.AddrPortFrom(inet.Any(ipv6), 0))); err != nil {
-		return nil, err
-	}
-	sa, err := unix.Getsockname(fd)
-	if err != nil {
-		return nil, err
-	}
-	undo, err := register(fd, inet.FromUnix(sa).Port())
-	if err != nil {
-		return nil, err
-	}
-	defer undo() // a connection that stands is looked up no more
-	// The app is on this host: connect is done, or refused, within a handshake over the loopback.
-	_ = unix.SetNonblock(fd, false)
-	for {
-		err = unix.Connect(fd, inet.ToUnix(family, to))
-		if err == unix.EINTR || err == unix.EALREADY {
-			continue
-		}
-		break
-	}
-	if err != nil && err != unix.EISCONN {
-		return nil, err
-	}
-	_ = unix.SetNonblock(fd, true)
-	return net.FileConn(f)
 }

@@ -181,7 +181,7 @@ func (p *ports) mirrored(f *flow) {
 	go func() {
 		p.mu.Lock()
 		subs := append([]*subscription(nil), p.mirror[f.key.to.Port()]...)
-		if p.ctx.Err() == nil {
+		if !p.closed {
 			p.work.Add(len(subs))
 		} else {
 			subs = nil

@@ -19,7 +19,7 @@ const (
 	maxQueued    = 2 * chunkSize          // data of one stream waiting for the writer
 	maxUnacked   = 16 << 20               // sent on a lane and not yet acknowledged
 	maxFrames    = 4096                   // the same in number
-	ackEvery     = 512 << 10              // bytes after which the receiver acknowledges
+	ackEvery     = 256 << 10              // bytes after which the receiver acknowledges
 	ackFrames    = 256                    // frames, likewise
 	ackDelay     = 100 * time.Millisecond
 	maxStreams   = 1 << 16

@@ -30,6 +30,11 @@ type link struct {
 	wantPing     bool
 	ackTimer     *time.Timer
 
+	allow    int           // bulk that may be unacknowledged
+	probeAt  time.Time     // when a probe was sent, zero: none is on its way
+	probeSeq uint64        // answered when so many frames are acknowledged
+	quickest time.Duration // of this transport's probes
+
 	transport net.Conn // nil while there is none
 	used      bool     // it had one
 	gen       uint64   // counts transports
@@ -43,7 +48,7 @@ type link struct {
 }
 
 func newLink(c *conn, lane int) *link {
-	l := &link{c: c, lane: lane, again: make(chan struct{}, 1)}
+	l := &link{c: c, lane: lane, again: make(chan struct{}, 1), allow: firstAllow}
 	l.work.L = &c.mu
 	l.ackTimer = time.AfterFunc(time.Hour, l.owedAck)
 	l.ackTimer.Stop()
@@ -67,6 +72,7 @@ func (l *link) attach(t net.Conn, r *bufio.Reader, peerRecv uint64, attempt uint
 	l.gen++
 	l.lastRecv = time.Now()
 	l.wantAck = true
+	l.allow, l.quickest, l.probeAt = firstAllow, 0, time.Time{}
 	before, now := l.writer, make(chan struct{})
 	l.writer = now
 	c.wg.Add(2)
@@ -250,6 +256,7 @@ func (l *link) receiveLocked(f *received) error {
 		if !l.ackLocked(n) {
 			return fmt.Errorf("peer acknowledged %d frames, sent were %d", n, l.sentSeq)
 		}
+		l.probedLocked()
 		l.work.Signal()
 		c.room.Broadcast()
 		if c.closing {

@@ -2,18 +2,24 @@ package tunnel
 
 import "time"
 
-// What goes first. A stream is bulk while it sends more than bulkBurst in burstTime or has that
-// much waiting, and quick otherwise; it is quick again some time after its queue has run empty. On
+// What goes first. A stream is bulk while it sends more than bulkBurst in burstTime, in chunks of
+// some size, or has that much waiting, and quick otherwise: many small messages are quick however
+// many. A bulk stream is quick again some time after its queue has run empty. On
 // one lane frames without data go first, then quick streams, then a short turn of bulk. With a
 // second lane bulk goes there, so that small traffic has a transport whose queues are empty. A
 // stream returns to the first lane when the peer has all that it sent on the other.
 const (
 	bulkBurst = 128 << 10
+	bulkChunk = 8 << 10
 	burstTime = 10 * time.Millisecond
 	bulkRest  = 50 * time.Millisecond
 	bulkTurn  = chunkSize       // bulk between two looks at what is quick, on one lane
-	batchSize = 4 * chunkSize   // of one write, on the lane for bulk
+	batchSize = 2 * chunkSize   // of one write, on the lane for bulk
 	askAgain  = 5 * time.Second // after a lane was not to be had
+
+	firstAllow = 1 << 20 // bulk on its way, see probedLocked
+	minAllow   = 512 << 10
+	probeFrom  = 64 << 10
 )
 
 // noteLocked counts n bytes that the stream is about to send and decides its class.
@@ -26,7 +32,10 @@ func (s *stream) noteLocked(n int) {
 		s.burstAt, s.burst = now, 0
 	}
 	s.lastPush = now
-	if s.burst += n; s.burst >= bulkBurst || s.outBytes >= bulkBurst {
+	if n >= bulkChunk {
+		s.burst += n
+	}
+	if s.burst >= bulkBurst || s.outBytes >= bulkBurst {
 		s.bulk = true
 	}
 }
@@ -91,11 +100,46 @@ func (c *conn) rerouteLocked() {
 // dueLocked says whether the writer has something to send now.
 func (l *link) dueLocked() bool {
 	return l.wantAck || l.wantPing || len(l.small) > 0 ||
-		len(l.quick)+len(l.bulk) > 0 && l.roomLocked() || l.lastLocked()
+		len(l.quick) > 0 && l.roomLocked(maxUnacked) || len(l.bulk) > 0 && l.roomLocked(l.allow) || l.lastLocked()
 }
 
-// roomLocked says whether more may be sent unacknowledged.
-func (l *link) roomLocked() bool { return l.unackedBytes < maxUnacked && len(l.unacked) < maxFrames }
+// roomLocked says whether more may be sent while limit bytes at most are unacknowledged.
+func (l *link) roomLocked(limit int) bool {
+	return l.unackedBytes < limit && len(l.unacked) < maxFrames
+}
+
+// probeLocked begins a measurement of how long a frame takes to be acknowledged behind the bulk
+// that is on its way. The ping makes the peer answer at once.
+func (l *link) probeLocked(b [][]byte) [][]byte {
+	if l.unackedBytes < probeFrom || !l.probeAt.IsZero() {
+		return b
+	}
+	l.probeAt, l.probeSeq = time.Now(), l.sentSeq
+	h := newHead(framePing, 0, 0, 0)
+	return append(b, h[:])
+}
+
+// probedLocked ends the measurement and sets how much bulk may be on its way: so much that the
+// transport is busy, and little enough that its queues do not fill. A proxy on the way (a
+// port-forward) has deep ones, which all that follows would have to wait for.
+func (l *link) probedLocked() {
+	if l.probeAt.IsZero() || l.ackedSeq < l.probeSeq {
+		return
+	}
+	took := time.Since(l.probeAt)
+	l.probeAt = time.Time{}
+	if l.quickest == 0 || took < l.quickest {
+		l.quickest = took
+	}
+	switch good := 2*l.quickest + time.Millisecond; {
+	case took <= good:
+		if !l.roomLocked(l.allow / 2) {
+			l.allow = min(2*l.allow, maxUnacked)
+		}
+	case took > 2*good:
+		l.allow = max(l.allow*3/4, minAllow)
+	}
+}
 
 // lastLocked says whether it is time for the tunnel's last frame: nothing is left to send, and what
 // took other lanes has arrived.
@@ -138,13 +182,15 @@ func (l *link) batchLocked(b [][]byte) [][]byte {
 	if l.lane > 0 {
 		limit = batchSize
 	}
-	b = l.roundLocked(b, &l.quick, batchSize)
-	return l.roundLocked(b, &l.bulk, limit)
+	b = l.roundLocked(b, &l.quick, batchSize, maxUnacked)
+	b = l.roundLocked(b, &l.bulk, limit, l.allow)
+	return l.probeLocked(b)
 }
 
-// roundLocked appends frames of the streams of queue, one each in turn, up to limit bytes.
-func (l *link) roundLocked(b [][]byte, queue *[]*stream, limit int) [][]byte {
-	for total := 0; total < limit && len(*queue) > 0 && l.roomLocked(); {
+// roundLocked appends frames of the streams of queue, one each in turn, up to limit bytes, while
+// allow bytes at most are unacknowledged.
+func (l *link) roundLocked(b [][]byte, queue *[]*stream, limit, allow int) [][]byte {
+	for total := 0; total < limit && len(*queue) > 0 && l.roomLocked(allow); {
 		s := (*queue)[0]
 		(*queue)[0] = nil
 		*queue = (*queue)[1:]

@@ -38,8 +38,10 @@ var muxes = []struct {
 	open opener
 }{
 	{"stead", openStead(tunnel.Options{})},
+	{"stead1", openStead(tunnel.Options{Lanes: 1})},
 	{"smux", openSmux},
 	{"yamux", openYamux},
+	{"bare", openBare},
 }
 
 var transports = []struct {
@@ -121,6 +123,20 @@ func openYamux(b *testing.B, pair func(b *testing.B) (net.Conn, net.Conn)) ends 
 		open:   func() (net.Conn, error) { return c.OpenStream() },
 		accept: func() (net.Conn, error) { return a.AcceptStream() },
 		close:  func() { c.Close(); a.Close() },
+	}
+}
+
+// openBare gives each stream a transport of its own: what the machine can do.
+func openBare(b *testing.B, pair func(b *testing.B) (net.Conn, net.Conn)) ends {
+	waiting := make(chan net.Conn, 16)
+	return ends{
+		open: func() (net.Conn, error) {
+			x, y := pair(b)
+			waiting <- y
+			return x, nil
+		},
+		accept: func() (net.Conn, error) { return <-waiting, nil },
+		close:  func() {},
 	}
 }
 
