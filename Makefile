@@ -25,9 +25,10 @@ setup:
 demo: build
 	bash test/demo.sh
 
-# One package after the other: they use the same ports of this machine.
+# One package after the other: they use the same ports of this machine. Nothing from the cache: most
+# tests run a stead that they build, which the cache does not know of.
 test: setup build lint
-	$(GO) test -p 1 -timeout 14m ./...
+	$(GO) test -count=1 -p 1 -timeout 14m ./...
 
 lint:
 	@out=$$(gofmt -l cmd internal test); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
