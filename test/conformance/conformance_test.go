@@ -59,7 +59,7 @@ func buildPrograms() error {
 			return fmt.Errorf("%s: %v\n%s", strings.Join(c.argv, " "), err, b)
 		}
 	}
-	for _, f := range []string{"probe.py", "probe.js", "probe.sh"} {
+	for _, f := range []string{"probe.py", "probe.js", "probe.sh", "odd.py"} {
 		b, err := os.ReadFile(filepath.Join(src, f))
 		if err != nil {
 			return err
@@ -173,6 +173,25 @@ func serve(t *testing.T, b *bed.Bed, program, mode string) {
 	}
 	if r := b.Call("http://orders:8080/after"); r.Stdout != "orders-0 (pod): GET /after\n" {
 		t.Errorf("after the session: %q %s", r.Stdout, r.Stderr)
+	}
+}
+
+func TestStrangeFilesLookAsInThePod(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-odd")
+	if r := b.Native("python3", programs+"/odd.py", "make"); r.Code != 0 {
+		t.Fatal(r.Stderr)
+	}
+	native := b.Native("python3", programs+"/odd.py", "look")
+	for _, door := range doors {
+		under := b.Exec([]string{"--files", door, "--no-incoming"}, "python3", programs+"/odd.py", "look")
+		if diff := cmp.Diff(native.Stdout, under.Stdout); diff != "" || native.Code != 0 || under.Code != 0 {
+			t.Errorf("by %s: exit codes %d and %d, stderr %s\n- pod + stead:\n%s", door, native.Code, under.Code, native.Stderr+under.Stderr, diff)
+		}
+		r := b.Exec([]string{"--files", door, "--no-incoming"}, "bash", "-c",
+			"echo x > /etc/orders/new; echo x >> /etc/orders/config.yaml; rm /etc/orders/config.yaml; mkdir /var/data/d; mv /var/data/link /var/data/l; chmod 0 /var/data/big.bin")
+		if n := strings.Count(r.Stderr, "Read-only file system"); n != 6 {
+			t.Errorf("by %s: %d of 6 writes told that the file system is read-only:\n%s", door, n, r.Stderr)
+		}
 	}
 }
 

@@ -158,7 +158,8 @@ func bench() {
 	root, err := os.Getwd()
 	check(err)
 	stead := filepath.Join(root, "bin/stead")
-	self := filepath.Join(root, ".cache/bench/local")
+	self, err := os.Executable()
+	check(err)
 	os.Setenv("STEAD_PLAYGROUND", "bench")
 	run := func(argv ...string) string {
 		c := exec.Command(argv[0], argv[1:]...)

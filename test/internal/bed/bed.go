@@ -22,9 +22,16 @@ func Root() string {
 	return filepath.Join(filepath.Dir(file), "../../..")
 }
 
-// Cache is where tests build what pods and laptop both run: a directory that a pod sees too (its
-// /tmp is its own).
-func Cache() string { return filepath.Join(Root(), ".cache", "test") }
+// Cache is where tests build what pods and laptop both run: a directory that a pod sees too. Its
+// /tmp and /run are its own.
+func Cache() string {
+	for _, own := range []string{"/tmp/", "/run/"} {
+		if strings.HasPrefix(Root(), own) {
+			return filepath.Join("/var/tmp", "stead-test-"+strings.ReplaceAll(strings.Trim(Root(), "/"), "/", "-"))
+		}
+	}
+	return filepath.Join(Root(), ".cache", "test")
+}
 
 // Build builds stead and returns its path. Each test package builds its own, so that they can run
 // side by side; the compiler's cache makes that cheap.

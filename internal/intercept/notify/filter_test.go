@@ -1,0 +1,95 @@
+package notify
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/inet"
+)
+
+// run interprets the filter for one call. The kernel's loads are in CPU order, the interpreter's
+// big endian: the data is laid out accordingly.
+func run(t *testing.T, f []unix.SockFilter, arch uint32, nr uint32, args [6]uint64) uint32 {
+	t.Helper()
+	raw := make([]bpf.RawInstruction, len(f))
+	for i, x := range f {
+		raw[i] = bpf.RawInstruction{Op: x.Code, Jt: x.Jt, Jf: x.Jf, K: x.K}
+	}
+	prog, ok := bpf.Disassemble(raw)
+	if !ok {
+		t.Fatal("the filter has an unknown instruction")
+	}
+	vm, err := bpf.NewVM(prog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 64)
+	binary.BigEndian.PutUint32(b[offNR:], nr)
+	binary.BigEndian.PutUint32(b[offArch:], arch)
+	for i, a := range args {
+		binary.BigEndian.PutUint32(b[argLow(uint32(i)):], uint32(a))
+		binary.BigEndian.PutUint32(b[argHigh(uint32(i)):], uint32(a>>32))
+	}
+	n, err := vm.Run(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uint32(n)
+}
+
+func TestTheFilterTrapsWhatItMustAndNothingElse(t *testing.T) {
+	f := Filter(Options{})
+	const trapped, passes = uint32(unix.SECCOMP_RET_USER_NOTIF), uint32(unix.SECCOMP_RET_ALLOW)
+	for _, c := range []struct {
+		name string
+		arch uint32
+		nr   uint32
+		args [6]uint64
+		want uint32
+	}{
+		{"connect", auditArch, unix.SYS_CONNECT, [6]uint64{}, trapped},
+		{"accept4", auditArch, unix.SYS_ACCEPT4, [6]uint64{}, trapped},
+		{"read", auditArch, unix.SYS_READ, [6]uint64{}, passes},
+		{"write", auditArch, unix.SYS_WRITE, [6]uint64{}, passes},
+		{"close", auditArch, unix.SYS_CLOSE, [6]uint64{}, passes},
+		{"openat", auditArch, unix.SYS_OPENAT, [6]uint64{}, passes},
+		{"send", auditArch, unix.SYS_SENDTO, [6]uint64{3, 4, 5, 0, 0, 0}, passes},
+		{"sendto", auditArch, unix.SYS_SENDTO, [6]uint64{3, 4, 5, 0, 0x7f0000000000, 16}, trapped},
+		{"sendto, low address", auditArch, unix.SYS_SENDTO, [6]uint64{3, 4, 5, 0, 0x1000, 16}, trapped},
+		{"recv", auditArch, unix.SYS_RECVFROM, [6]uint64{3, 4, 5, 0, 0, 0}, passes},
+		{"recvfrom", auditArch, unix.SYS_RECVFROM, [6]uint64{3, 4, 5, 0, 0x7f0000000000, 1}, trapped},
+		{"SO_ERROR", auditArch, unix.SYS_GETSOCKOPT, [6]uint64{3, unix.SOL_SOCKET, unix.SO_ERROR}, trapped},
+		{"SO_TYPE", auditArch, unix.SYS_GETSOCKOPT, [6]uint64{3, unix.SOL_SOCKET, unix.SO_TYPE}, passes},
+		{"TCP option 4", auditArch, unix.SYS_GETSOCKOPT, [6]uint64{3, unix.IPPROTO_TCP, unix.SO_ERROR}, passes},
+		{"io_uring_setup", auditArch, unix.SYS_IO_URING_SETUP, [6]uint64{}, unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
+		{"uname without the option", auditArch, unix.SYS_UNAME, [6]uint64{}, passes},
+		{"another architecture", unix.AUDIT_ARCH_I386, unix.SYS_CONNECT, [6]uint64{}, passes},
+		{"x32", auditArch, unix.SYS_CONNECT | 0x40000000, [6]uint64{}, passes},
+	} {
+		if got := run(t, f, c.arch, c.nr, c.args); got != c.want {
+			t.Errorf("%s: %#x, want %#x", c.name, got, c.want)
+		}
+	}
+	if got := run(t, Filter(Options{Uname: true}), auditArch, unix.SYS_UNAME, [6]uint64{}); got != trapped {
+		t.Errorf("uname with the option: %#x", got)
+	}
+}
+
+func FuzzSocketAddressesOfTheProgram(f *testing.F) {
+	f.Add(inet.Append(nil, unix.AF_INET, netip.MustParseAddrPort("10.0.0.1:80")))
+	f.Add(inet.Append(nil, unix.AF_INET6, netip.MustParseAddrPort("[2001:db8::1]:80")))
+	f.Add([]byte{1, 0, '/', 'x', 0, 'y'})
+	f.Add([]byte{1, 0, 0, 'x'})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a, ok := parseSockaddr(b)
+		if ok && (a.family == unix.AF_INET || a.family == unix.AF_INET6) {
+			if back, ok := inet.Parse(inet.Append(nil, int(a.family), a.ip)); !ok || back != a.ip {
+				t.Errorf("%v became %v", a.ip, back)
+			}
+		}
+	})
+}
