@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -11,13 +12,14 @@ import (
 // without the beginning no protocol makes sense. Everything is bounded; what does not fit ends the
 // copy of that connection, never the connection.
 const (
-	maxFlows    = 16384
-	maxHole     = 512 << 10 // bytes kept beyond a hole
-	maxCopy     = 4 << 20   // bytes that wait for one session
-	holeAge     = 10 * time.Second
-	flowAge     = 30 * time.Minute // a connection on which the client says nothing
-	sweepEvery  = time.Second
-	maxSegments = 4096 // segments kept beyond a hole
+	maxFlows     = 16384
+	maxHole      = 512 << 10 // bytes kept beyond a hole
+	maxCopy      = 4 << 20   // bytes that wait for one session
+	holeAge      = 10 * time.Second
+	flowAge      = 30 * time.Minute // a connection on which the client says nothing
+	handshakeAge = 10 * time.Second
+	sweepEvery   = time.Second
+	maxSegments  = 4096 // segments kept beyond a hole
 )
 
 var (
@@ -28,12 +30,30 @@ var (
 // assembler follows the connections of a tap. It is guarded by tap.mu.
 type assembler struct {
 	flows map[flowKey]*flow
+	room  *room
 }
+
+// room bounds the bytes that all copies of a tap keep together.
+type room struct{ used atomic.Int64 }
+
+const maxKept = 64 << 20
+
+// take reserves n bytes, or says that there is no room for them.
+func (r *room) take(n int) bool {
+	if r.used.Add(int64(n)) > maxKept {
+		r.used.Add(int64(-n))
+		return false
+	}
+	return true
+}
+
+func (r *room) give(n int) { r.used.Add(int64(-n)) }
 
 // flow is one connection's direction to the target. next, ahead and the times are the
 // assembler's; the copies have their own lock.
 type flow struct {
 	key     flowKey
+	room    *room
 	next    uint32 // sequence number of the next byte
 	ahead   []segment
 	beyond  int // bytes in ahead
@@ -41,6 +61,7 @@ type flow struct {
 	hole    time.Time // since when ahead is not empty
 	fin     uint32
 	haveFin bool
+	stands  bool // the handshake is over
 
 	mu     sync.Mutex
 	head   []byte // bytes before the copies were made
@@ -49,7 +70,8 @@ type flow struct {
 	ended  error // io.EOF, errReset or errDropped
 }
 
-// take follows one segment; it returns the flow of a connection that begins.
+// take follows one segment; it returns the flow of a connection that stands: the client has
+// answered the handshake. A SYN alone may be refused by the target, or be one of a flood.
 func (a *assembler) take(s *segment, now time.Time) (began *flow) {
 	f := a.flows[s.key]
 	if s.syn && !s.ack {
@@ -57,13 +79,12 @@ func (a *assembler) take(s *segment, now time.Time) (began *flow) {
 			return nil // sent again
 		}
 		if f != nil {
-			f.end(errReset) // the number pair is used anew
+			a.end(f, errReset) // the number pair is used anew
 		} else if len(a.flows) >= maxFlows {
 			return nil
 		}
-		f = &flow{key: s.key, next: s.seq + 1}
+		f = &flow{key: s.key, room: a.room, next: s.seq + 1}
 		a.flows[s.key] = f
-		began = f
 		s.seq++ // data may come with the SYN (fast open)
 	}
 	if f == nil {
@@ -72,16 +93,17 @@ func (a *assembler) take(s *segment, now time.Time) (began *flow) {
 	f.seen = now
 	if s.rst {
 		a.end(f, errReset)
-		return began
+		return nil
+	}
+	if s.ack && !f.stands {
+		f.stands, began = true, f
 	}
 	if s.fin {
 		f.fin, f.haveFin = s.seq+uint32(len(s.data)), true
 	}
-	if len(s.data) > 0 {
-		f.data(s, now)
-	}
+	kept := len(s.data) == 0 || f.data(s, now)
 	switch {
-	case f.beyond > maxHole || len(f.ahead) > maxSegments:
+	case !kept || f.beyond > maxHole || len(f.ahead) > maxSegments:
 		a.end(f, errDropped)
 	case f.haveFin && int32(f.next-f.fin) >= 0:
 		a.end(f, io.EOF)
@@ -93,6 +115,8 @@ func (a *assembler) end(f *flow, err error) {
 	if a.flows[f.key] == f {
 		delete(a.flows, f.key)
 	}
+	f.room.give(f.beyond)
+	f.ahead, f.beyond = nil, 0
 	f.end(err)
 }
 
@@ -108,15 +132,19 @@ func (a *assembler) sweep(now time.Time) {
 		switch {
 		case len(f.ahead) > 0 && now.Sub(f.hole) > holeAge:
 			a.end(f, errDropped)
-		case now.Sub(f.seen) > flowAge:
+		case now.Sub(f.seen) > flowAge, !f.stands && now.Sub(f.seen) > handshakeAge:
 			a.end(f, errReset)
 		}
 	}
 }
 
 // data puts the bytes of s in order. Sequence numbers wrap: they are compared by difference.
-func (f *flow) data(s *segment, now time.Time) {
+// It says whether there was room for them.
+func (f *flow) data(s *segment, now time.Time) bool {
 	if d := int32(s.seq - f.next); d > 0 { // a hole in front of it
+		if !f.room.take(len(s.data)) {
+			return false
+		}
 		if len(f.ahead) == 0 {
 			f.hole = now
 		}
@@ -129,11 +157,12 @@ func (f *flow) data(s *segment, now time.Time) {
 		copy(f.ahead[i+1:], f.ahead[i:])
 		f.ahead[i] = kept
 		f.beyond += len(kept.data)
-		return
+		return true
 	}
 	f.advance(s)
 	for len(f.ahead) > 0 && int32(f.ahead[0].seq-f.next) <= 0 {
 		f.beyond -= len(f.ahead[0].data)
+		f.room.give(len(f.ahead[0].data))
 		f.advance(&f.ahead[0])
 		f.ahead = f.ahead[1:]
 		f.hole = now
@@ -141,6 +170,7 @@ func (f *flow) data(s *segment, now time.Time) {
 	if len(f.ahead) == 0 {
 		f.ahead = nil
 	}
+	return true
 }
 
 // advance takes the part of s that is new.
@@ -181,7 +211,7 @@ func (f *flow) end(err error) {
 func (f *flow) copy() *copyOf {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c := &copyOf{abandoned: make(chan struct{})}
+	c := &copyOf{room: f.room, abandoned: make(chan struct{}), lost: make(chan struct{})}
 	c.change.L = &c.mu
 	if len(f.head) > 0 {
 		c.put(f.head)
@@ -203,12 +233,14 @@ func (f *flow) seal() {
 
 // copyOf is a queue of bytes for one session.
 type copyOf struct {
+	room      *room
 	mu        sync.Mutex
 	change    sync.Cond
 	buf       []byte
 	err       error
 	gone      bool
 	abandoned chan struct{}
+	lost      chan struct{} // closed when err becomes errDropped
 }
 
 func (c *copyOf) put(b []byte) {
@@ -217,8 +249,10 @@ func (c *copyOf) put(b []byte) {
 	if c.err != nil || c.gone {
 		return
 	}
-	if len(c.buf)+len(b) > maxCopy {
+	if len(c.buf)+len(b) > maxCopy || !c.room.take(len(b)) {
+		c.room.give(len(c.buf))
 		c.buf, c.err = nil, errDropped
+		close(c.lost)
 	} else {
 		c.buf = append(c.buf, b...)
 	}
@@ -230,6 +264,9 @@ func (c *copyOf) finish(err error) {
 	defer c.mu.Unlock()
 	if c.err == nil {
 		c.err = err
+		if err == errDropped {
+			close(c.lost)
+		}
 	}
 	c.change.Signal()
 }
@@ -240,6 +277,7 @@ func (c *copyOf) abandon() {
 	defer c.mu.Unlock()
 	if !c.gone {
 		c.gone = true
+		c.room.give(len(c.buf))
 		c.buf = nil
 		close(c.abandoned)
 	}
@@ -257,6 +295,7 @@ func (c *copyOf) next() ([]byte, error) {
 		return nil, errReset
 	}
 	b := c.buf
+	c.room.give(len(b))
 	c.buf = nil
 	if c.err == io.EOF || c.err == nil {
 		return b, c.err

@@ -125,7 +125,7 @@ func child(t testing.TB, mode string, flags uintptr, cred *syscall.SysProcAttr) 
 		cred = &syscall.SysProcAttr{}
 	}
 	cred.Cloneflags |= flags
-	cred.Pdeathsig = syscall.SIGKILL
+	// No Pdeathsig: it is about the thread that starts the child, which may end before the test.
 	c.SysProcAttr = cred
 	c.Env = []string{"POD_NAME=orders-0", "GREETING=hello from the pod"}
 	in, err := c.StdinPipe()
@@ -202,6 +202,9 @@ func newBed(t testing.TB) *bed {
 		must(s.h.LinkSetUp(l))
 	}
 	b.elsewhere, b.inPod = b.enter(b.room), b.enter(b.app)
+	must(b.elsewhere.Do(func() error { // each refused datagram is answered, not some a second
+		return os.WriteFile("/proc/sys/net/ipv4/icmp_ratelimit", []byte("0"), 0)
+	}))
 	return b
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +44,8 @@ type subscription struct {
 	port uint16
 	mode wire.Mode
 	note tunnel.Stream // for events
+
+	dropped atomic.Uint64 // copies given up
 }
 
 // stealer brings the new connections of some ports of the target's to us instead of to the app.

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
 
@@ -35,7 +36,7 @@ const tapBuffer = 32 << 20
 
 func newTap(t *target, found func(*flow)) (*tap, error) {
 	p := &tap{fd: -1, wake: -1, found: found, done: make(chan struct{}), ports: make(map[uint16]bool)}
-	p.asm.flows = make(map[flowKey]*flow)
+	p.asm = assembler{flows: make(map[flowKey]*flow), room: new(room)}
 	err := t.net.Do(func() (err error) {
 		// No protocol yet: nothing arrives before the filter is set.
 		p.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -141,7 +142,7 @@ func (p *tap) run() {
 		p.asm.endAll()
 		p.mu.Unlock()
 	}()
-	buf := make([]byte, 70_000) // the largest packet, GRO included
+	buf := make([]byte, 640<<10) // the largest packet, merged by GRO (BIG TCP); only what is used is in memory
 	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}, {Fd: int32(p.wake), Events: unix.POLLIN}}
 	swept := time.Now()
 	for {
@@ -211,29 +212,44 @@ func (p *ports) carry(s *subscription, k flowKey, c *copyOf) {
 		_, _ = io.Copy(io.Discard, st)
 		c.abandon()
 	}()
+	go func() { // a stream that takes nothing must not hide that the copy is lost
+		select {
+		case <-c.lost:
+			_ = st.Reset(uint32(unix.ECONNRESET))
+		case <-c.abandoned:
+		}
+	}()
+	err = send(st, c)
+	select {
+	case <-c.lost:
+		_ = wire.Write(s.note, wire.Event{Kind: wire.EventDropped, Count: s.dropped.Add(1),
+			Text: fmt.Sprintf("port %d: the copy of a connection was given up, the program or the link is too slow for it", k.to.Port())})
+	default:
+	}
+	if err != nil {
+		_ = st.Reset(uint32(unix.ECONNRESET))
+		return
+	}
+	_ = st.CloseWrite()
+	<-c.abandoned
+	st.Close()
+}
+
+// send writes the copy to the stream until its end, which is no error.
+func send(st tunnel.Stream, c *copyOf) error {
 	for {
 		b, err := c.next()
 		if len(b) > 0 {
 			if _, err := st.Write(b); err != nil {
-				st.Reset(0)
-				return
+				return err
 			}
 		}
-		switch err {
-		case nil:
-			continue
-		case io.EOF:
-			_ = st.CloseWrite()
-			<-c.abandoned
-			st.Close()
-		case errDropped:
-			st.Reset(uint32(unix.ECONNRESET))
-			_ = wire.Write(s.note, wire.Event{Kind: wire.EventDropped, Count: 1,
-				Text: fmt.Sprintf("port %d: the copy of a connection was given up, the program or the link is too slow for it", k.to.Port())})
-		default:
-			st.Reset(uint32(unix.ECONNRESET))
+		if err == io.EOF {
+			return nil
 		}
-		return
+		if err != nil {
+			return err
+		}
 	}
 }
 

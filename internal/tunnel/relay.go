@@ -13,14 +13,11 @@ import (
 // owns both. An end of bytes is passed on as one, a reset as a reset with its errno. ctx ends it.
 // While nothing comes it holds two goroutines and no buffer.
 func Relay(ctx context.Context, c net.Conn, s Stream) {
-	stop := context.AfterFunc(ctx, func() { _ = s.Reset(0) })
+	wake := func() { _ = c.SetDeadline(time.Unix(1, 0)) }
+	stop := context.AfterFunc(ctx, func() { _ = s.Reset(0); wake() })
 	defer stop()
-	// A reset of the stream ends what waits for c, too.
 	if own, ok := s.(*stream); ok {
-		own.onEnd(func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	} else {
-		stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-		defer stop()
+		own.onEnd(wake) // a reset of the stream ends what waits for c, too
 	}
 	done := make(chan struct{})
 	go func() {

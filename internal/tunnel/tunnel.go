@@ -43,7 +43,8 @@ func (e *ResetError) Error() string { return fmt.Sprintf("stream reset by peer (
 var ErrClosed = errors.New("tunnel closed")
 
 // Dialer gives a fresh transport connection to the same agent; it is called again whenever the
-// last one was lost.
+// last one was lost, and for each further lane. It must return when ctx is done, and may be called
+// from two goroutines at once.
 type Dialer func(ctx context.Context) (net.Conn, error)
 
 // Options set the times of a tunnel; the zero value has the defaults.

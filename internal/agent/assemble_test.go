@@ -1,0 +1,165 @@
+package agent
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+var testKey = flowKey{netip.MustParseAddrPort("10.0.0.1:1000"), netip.MustParseAddrPort("10.0.0.2:80")}
+
+func newAssembler() *assembler {
+	return &assembler{flows: make(map[flowKey]*flow), room: new(room)}
+}
+
+// begin is a handshake whose first byte has the number first.
+func (a *assembler) begin(first uint32, now time.Time) *copyOf {
+	a.take(&segment{key: testKey, seq: first - 1, syn: true}, now)
+	f := a.take(&segment{key: testKey, seq: first, ack: true}, now)
+	if f == nil {
+		return nil
+	}
+	c := f.copy()
+	f.seal()
+	return c
+}
+
+func rest(c *copyOf) ([]byte, error) {
+	var all []byte
+	for {
+		b, err := c.next()
+		all = append(all, b...)
+		if err != nil {
+			return all, err
+		}
+	}
+}
+
+func TestShuffledRepeatedAndOverlappingSegmentsGiveTheClientsBytes(t *testing.T) {
+	now := time.Unix(0, 0)
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		want := make([]byte, r.IntN(20000))
+		for i := range want {
+			want[i] = byte(r.Uint32())
+		}
+		first := uint32(0) - uint32(r.IntN(20001)) // the numbers wrap in most
+		var segs []segment
+		for at := 0; at < len(want); {
+			n := min(1+r.IntN(1500), len(want)-at)
+			from := max(0, at-r.IntN(100)) // overlaps the one before
+			segs = append(segs, segment{seq: first + uint32(from), data: want[from : at+n]})
+			at += n
+		}
+		segs = append(segs, segment{seq: first + uint32(len(want)), fin: true})
+		for range r.IntN(5) {
+			segs = append(segs, segs[r.IntN(len(segs))])
+		}
+		r.Shuffle(len(segs), func(i, j int) { segs[i], segs[j] = segs[j], segs[i] })
+		a := newAssembler()
+		c := a.begin(first, now)
+		for _, s := range segs {
+			s.key, s.ack = testKey, true
+			a.take(&s, now)
+		}
+		got, err := rest(c)
+		if !bytes.Equal(got, want) || err != io.EOF {
+			t.Fatalf("seed %d: %d of %d bytes, %v", seed, len(got), len(want), err)
+		}
+		if len(a.flows) != 0 || a.room.used.Load() != 0 {
+			t.Fatalf("seed %d: %d flows, %d bytes are kept", seed, len(a.flows), a.room.used.Load())
+		}
+	}
+}
+
+func TestWhatCannotBeFollowedIsGivenUpAndFreed(t *testing.T) {
+	start := time.Unix(0, 0)
+	big := make([]byte, 60000)
+	for _, c := range []struct {
+		name string
+		do   func(a *assembler)
+		want error
+	}{
+		{"a hole that stays", func(a *assembler) {
+			a.take(&segment{key: testKey, seq: 200, ack: true, data: big[:10]}, start)
+			a.sweep(start.Add(holeAge + time.Second))
+		}, errDropped},
+		{"too much behind a hole", func(a *assembler) {
+			for i := range 20 {
+				a.take(&segment{key: testKey, seq: 200 + uint32(i*len(big)), ack: true, data: big}, start)
+			}
+		}, errDropped},
+		{"too many pieces behind a hole", func(a *assembler) {
+			for i := range maxSegments + 2 {
+				a.take(&segment{key: testKey, seq: 200 + uint32(2*i), ack: true, data: big[:1]}, start)
+			}
+		}, errDropped},
+		{"a session that takes nothing", func(a *assembler) {
+			for i := range 1 + maxCopy/len(big) {
+				a.take(&segment{key: testKey, seq: 101 + uint32(i*len(big)), ack: true, data: big}, start)
+			}
+		}, errDropped},
+		{"a reset", func(a *assembler) { a.take(&segment{key: testKey, seq: 101, rst: true}, start) }, errReset},
+		{"silence", func(a *assembler) { a.sweep(start.Add(flowAge + time.Second)) }, errReset},
+		{"the ports used anew", func(a *assembler) { a.take(&segment{key: testKey, seq: 5000, syn: true}, start) }, errReset},
+	} {
+		a := newAssembler()
+		k := a.begin(101, start)
+		c.do(a)
+		if _, err := rest(k); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+		k.abandon()
+		if n := a.room.used.Load(); n != 0 {
+			t.Errorf("%s: %d bytes are kept", c.name, n)
+		}
+	}
+}
+
+func TestAFloodOfSYNsIsForgottenAndBeginsNothing(t *testing.T) {
+	a, now := newAssembler(), time.Unix(0, 0)
+	for i := range maxFlows + 1000 {
+		k := flowKey{netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 16), byte(i >> 8)}), uint16(i)), testKey.to}
+		if a.take(&segment{key: k, syn: true}, now) != nil {
+			t.Fatal("a SYN began a connection")
+		}
+	}
+	if len(a.flows) > maxFlows {
+		t.Errorf("%d flows", len(a.flows))
+	}
+	a.sweep(now.Add(handshakeAge + time.Second))
+	if len(a.flows) != 0 {
+		t.Errorf("%d flows are left", len(a.flows))
+	}
+}
+
+func FuzzSegment(f *testing.F) {
+	v4 := make([]byte, 44)
+	v4[0], v4[9], v4[32] = 0x45, 6, 0x50
+	binary.BigEndian.PutUint16(v4[2:], 44)
+	v6 := make([]byte, 64)
+	v6[0], v6[6], v6[52] = 0x60, 6, 0x50
+	binary.BigEndian.PutUint16(v6[4:], 24)
+	for _, b := range [][]byte{v4, v6, v4[:30], v6[:50], {0x4f}, nil} {
+		f.Add(b)
+	}
+	a := newAssembler()
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, ok := parseSegment(b)
+		if !ok {
+			return
+		}
+		if len(s.data) > len(b) {
+			t.Errorf("%d bytes out of %d", len(s.data), len(b))
+		}
+		if fl := a.take(&s, time.Unix(0, 0)); fl != nil {
+			fl.copy().abandon()
+			fl.seal()
+		}
+	})
+}
