@@ -60,6 +60,9 @@ func TestMain(m *testing.M) {
 
 // app answers "app: LINE" to each line on TCP, echoes UDP, until its standard input ends.
 func app() int {
+	if lo, err := netlink.LinkByName("lo"); err == nil {
+		_ = netlink.LinkSetUp(lo)
+	}
 	ln, err := net.Listen("tcp", fmt.Sprintf("[::]:%d", appPort))
 	if err != nil {
 		fmt.Println(err)

@@ -12,10 +12,12 @@ import (
 
 // controlListener is a net.Listener whose connections are passed to it: over a unix socket of the
 // agent's starter come messages of one byte with one descriptor, a connected stream socket. The
-// end of that socket is the end of the starter, and so of the agent.
+// agent says once, by a byte, that it stands beside its target; an end without it is a failure that
+// its standard error tells of. The end of that socket is the end of the starter, and so of the
+// agent, whatever sessions there are: they are the starter's.
 type controlListener struct {
-	c    *net.UnixConn
-	once sync.Once
+	c     *net.UnixConn
+	ready sync.Once
 }
 
 // ControlListener takes the inherited descriptor fd, a connected unix socket (SOCK_SEQPACKET or
@@ -38,8 +40,9 @@ func ControlListener(fd int) (net.Listener, error) {
 
 // Accept implements net.Listener.
 func (l *controlListener) Accept() (net.Conn, error) {
+	l.ready.Do(func() { _, _ = l.c.Write([]byte{1}) })
 	b, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
-	n, on, _, _, err := l.c.ReadMsgUnix(b, oob)
+	n, on, _, _, err := l.c.ReadMsgUnix(b, oob) // the descriptor comes with close-on-exec
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +57,6 @@ func (l *controlListener) Accept() (net.Conn, error) {
 	if err != nil || len(fds) != 1 {
 		return nil, errors.New("message without a descriptor")
 	}
-	unix.CloseOnExec(fds[0])
 	f := os.NewFile(uintptr(fds[0]), "transport")
 	defer f.Close()
 	return net.FileConn(f)

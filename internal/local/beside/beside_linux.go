@@ -3,7 +3,9 @@ package beside
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stead-dev/stead/internal/agent"
+	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/sys"
 )
 
 // Agent is a running agent process of ours, started by whoever may enter the target.
@@ -23,6 +27,9 @@ type Agent struct {
 	control *os.File
 	exited  chan struct{}
 	err     error // of the process; read after exited
+
+	ready sync.Once
+	unfit error // why it does not stand beside its target; read after ready
 
 	mu     sync.Mutex
 	stderr tail
@@ -37,20 +44,55 @@ func Start(pid int, args ...string) (*Agent, error) {
 	}
 	defer theirs.Close()
 	a := &Agent{control: ours, exited: make(chan struct{})}
-	c := exec.Command("/proc/self/exe", append([]string{"agent", "serve", "--pid", strconv.Itoa(pid), "--control-fd", "3"}, args...)...)
-	c.ExtraFiles = []*os.File{theirs}
-	c.Stderr = &a.stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is not for it
-	if err := c.Start(); err != nil {
+	argv := append([]string{"/proc/self/exe", "agent", "serve", "--pid", strconv.Itoa(pid), "--control-fd", "3"}, args...)
+	if err := a.start(pid, argv, theirs); err != nil {
 		ours.Close()
 		return nil, fmt.Errorf("start agent: %w", err)
 	}
-	a.PID = c.Process.Pid
-	go func() {
-		a.err = c.Wait()
+	return a, nil
+}
+
+// start runs the agent with the same rights as ours, or where those do not reach the target, in the
+// user namespace of a target that is ours.
+func (a *Agent) start(pid int, argv []string, control *os.File) error {
+	said, stderr, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer stderr.Close()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		said.Close()
+		return err
+	}
+	defer null.Close()
+	files := []*os.File{null, null, stderr, control}
+	var p *os.Process
+	if sys.OtherUser(pid) && errors.Is(sys.CanEnterNetwork(pid), unix.EPERM) {
+		p, err = sys.StartAsOwner(pid, argv, os.Environ(), files)
+		if errors.Is(err, unix.EPERM) {
+			err = fault.With(err, "the target belongs to somebody else: run stead as its user or as root")
+		}
+	} else {
+		p, err = os.StartProcess(argv[0], argv, &os.ProcAttr{Files: files,
+			Sys: &syscall.SysProcAttr{Setpgid: true}}) // Ctrl-C is not for it
+	}
+	if err != nil {
+		said.Close()
+		return err
+	}
+	a.PID = p.Pid
+	go func() { // ends with the process
+		_, _ = io.Copy(&a.stderr, said)
+		said.Close()
+		state, err := p.Wait()
+		if err == nil && !state.Success() {
+			err = &exec.ExitError{ProcessState: state}
+		}
+		a.err = err
 		close(a.exited)
 	}()
-	return a, nil
+	return nil
 }
 
 // Exited is closed when the agent has ended.
@@ -68,6 +110,9 @@ func (a *Agent) Dial(context.Context) (net.Conn, error) {
 
 // Transport passes one end of a fresh socket pair to the agent and returns the other.
 func (a *Agent) Transport() (*os.File, error) {
+	if err := a.stands(); err != nil {
+		return nil, err
+	}
 	ours, theirs, err := Socketpair(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
@@ -81,6 +126,20 @@ func (a *Agent) Transport() (*os.File, error) {
 		return nil, a.why(err)
 	}
 	return ours, nil
+}
+
+// startTimeout bounds the wait for the agent to stand beside its target.
+const startTimeout = 30 * time.Second
+
+// stands waits until the agent stands beside its target.
+func (a *Agent) stands() error {
+	a.ready.Do(func() {
+		_ = a.control.SetReadDeadline(time.Now().Add(startTimeout))
+		if n, err := a.control.Read(make([]byte, 1)); n == 0 {
+			a.unfit = a.why(err)
+		}
+	})
+	return a.unfit
 }
 
 // why explains an error of the conversation by what the agent said before it ended.
