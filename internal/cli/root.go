@@ -80,6 +80,7 @@ func newRoot(a *app) *cobra.Command {
 		newExecCommand,
 		newPlaygroundCommand,
 		newAgentCommand,
+		newSipCommand,
 		newVersionCommand,
 	} {
 		root.AddCommand(newCommand(a))
