@@ -36,7 +36,8 @@ type conn struct {
 	o      Options
 	id     [16]byte
 	token  [16]byte
-	dialer bool // this end opened the tunnel; its streams have odd numbers
+	dialer bool   // this end opened the tunnel; its streams have odd numbers
+	dial   Dialer // of the session's side
 
 	mu      sync.Mutex
 	links   []*link // one for each lane

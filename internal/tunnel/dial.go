@@ -17,6 +17,7 @@ import (
 // bulk to send for the first time.
 func Dial(ctx context.Context, dial Dialer, o Options) (Conn, error) {
 	c := newConn(o, true)
+	c.dial = dial
 	rand.Read(c.id[:])
 	rand.Read(c.token[:])
 	if err := c.links[0].greet(ctx, dial, false); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -13,55 +14,182 @@ import (
 // owns both. An end of bytes is passed on as one, a reset as a reset with its errno. ctx ends it.
 // While nothing comes it holds two goroutines and no buffer.
 func Relay(ctx context.Context, c net.Conn, s Stream) {
+	r := &relay{ctx: ctx, c: c, s: s, settled: make(chan struct{})}
 	wake := func() { _ = c.SetDeadline(time.Unix(1, 0)) }
 	stop := context.AfterFunc(ctx, func() { _ = s.Reset(0); wake() })
 	defer stop()
 	if own, ok := s.(*stream); ok {
-		own.onEnd(wake) // a reset of the stream ends what waits for c, too
+		r.own = own
+		own.relayed(wake, r) // a reset of the stream ends what waits for c, too
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		send(c, s)
-	}()
-	receive(c, s)
-	<-done
-	_ = c.Close()
-	_ = s.Close()
+	done := make(chan bool, 1)
+	go func() { done <- r.send() }()
+	whole := r.receive()
+	whole = <-done && whole
+	r.finish(whole)
 }
 
-// send carries c's bytes to s.
-func send(c net.Conn, s Stream) {
-	var err error
-	if r, ok := s.(io.ReaderFrom); ok {
-		_, err = r.ReadFrom(c) // moves whole chunks
-	} else {
-		_, err = io.Copy(s, c)
-	}
-	if err == nil {
-		_ = s.CloseWrite()
+// relay is one end of a relayed connection. mu guards what is below it; a stream's conn.mu may be
+// held when it is taken, but not the other way round.
+type relay struct {
+	ctx context.Context
+	c   net.Conn
+	s   Stream
+	own *stream // s, where it is one of ours
+
+	mu      sync.Mutex
+	ended   bool // one direction is over: there is nothing to hand over any more
+	asking  bool // the session's side waits for the agent's answer
+	handed  bool
+	side    *net.UnixConn
+	other   net.Conn      // agent's side: the connection that came
+	settled chan struct{} // closed when asking is over
+}
+
+// relayed tells the stream who relays it: wake is called when both its directions have ended by a
+// reset or with the tunnel, now if they have, and must not block.
+func (s *stream) relayed(wake func(), r *relay) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	if s.outEnd != nil && s.inEnd != nil {
+		wake()
 		return
 	}
-	_ = s.Reset(code(err))
-	abort(c)
-}
-
-// receive carries s's bytes to c.
-func receive(c net.Conn, s Stream) {
-	var err error
-	if w, ok := s.(io.WriterTo); ok {
-		_, err = w.WriteTo(c)
-	} else {
-		_, err = io.Copy(c, s)
-	}
-	if err == nil {
-		if h, ok := c.(interface{ CloseWrite() error }); ok {
-			_ = h.CloseWrite()
+	s.wake = wake
+	if p, ok := r.c.(*net.TCPConn); ok {
+		if s.c.canHandLocked() {
+			s.offer = func() { r.offer(p) }
+		} else if !s.c.dialer {
+			s.take = r.take
 		}
+	}
+}
+
+// offer begins to hand p to the agent. It is called once, with conn.mu.
+func (r *relay) offer(p *net.TCPConn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended {
 		return
 	}
-	_ = s.Reset(code(err))
-	abort(c)
+	r.asking = true
+	go func() { // receive, or finish, waits for it
+		side, unsure, err := r.own.c.hand(r.ctx, r.own.id, p)
+		if unsure {
+			_ = r.s.Reset(uint32(syscall.ECONNRESET)) // no byte must be lost unnoticed
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if err == nil {
+			r.handed, r.side = true, side
+			_ = r.c.SetReadDeadline(time.Unix(1, 0))
+		}
+		close(r.settled)
+	}()
+}
+
+// take is the agent's answer to offer.
+func (r *relay) take(other net.Conn, side *net.UnixConn) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended || r.handed {
+		return false
+	}
+	r.handed, r.other, r.side = true, other, side
+	_ = r.c.SetReadDeadline(time.Unix(1, 0))
+	return true
+}
+
+// isHanded says whether what follows on c is not for this relay. final: the answer is needed, and
+// it is the last moment to hand over.
+func (r *relay) isHanded(final bool) bool {
+	r.mu.Lock()
+	asking := r.asking
+	if !asking && !r.handed && final {
+		r.ended = true
+	}
+	r.mu.Unlock()
+	if asking && final {
+		<-r.settled // within handoffTimeout
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.handed
+}
+
+// finish ends the relay after both directions.
+func (r *relay) finish(whole bool) {
+	defer r.s.Close()
+	defer r.c.Close()
+	if !r.isHanded(true) {
+		return
+	}
+	switch {
+	case !whole:
+		r.side.Close()
+		if r.other != nil {
+			abort(r.other)
+		}
+	case r.other != nil:
+		splice(r.ctx, r.c, r.other, r.side)
+	default:
+		defer r.side.Close()
+		_ = r.c.Close() // the agent has it
+		stop := context.AfterFunc(r.ctx, func() { _ = r.side.SetDeadline(time.Unix(1, 0)) })
+		defer stop()
+		if _, err := r.side.Write([]byte{0}); err == nil {
+			_, _ = io.Copy(io.Discard, r.side) // to the connection's end
+		}
+	}
+}
+
+// send carries c's bytes to s, and says whether it came to an end in order.
+func (r *relay) send() bool {
+	var err error
+	if f, ok := r.s.(io.ReaderFrom); ok {
+		_, err = f.ReadFrom(r.c) // moves whole chunks
+	} else {
+		_, err = io.Copy(r.s, r.c)
+	}
+	if err == nil {
+		if !r.isHanded(false) {
+			r.mu.Lock()
+			r.ended = !r.asking && !r.handed
+			r.mu.Unlock()
+		}
+		_ = r.s.CloseWrite()
+		return true
+	}
+	if timeout(err) && r.isHanded(false) && r.ctx.Err() == nil {
+		return r.s.CloseWrite() == nil
+	}
+	_ = r.s.Reset(code(err))
+	abort(r.c)
+	return false
+}
+
+// receive carries s's bytes to c, and says whether it came to an end in order.
+func (r *relay) receive() bool {
+	var err error
+	if w, ok := r.s.(io.WriterTo); ok {
+		_, err = w.WriteTo(r.c)
+	} else {
+		_, err = io.Copy(r.c, r.s)
+	}
+	if err == nil {
+		if !r.isHanded(true) {
+			_ = closeWrite(r.c)
+		}
+		return true
+	}
+	_ = r.s.Reset(code(err))
+	abort(r.c)
+	return false
+}
+
+func timeout(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
 }
 
 // code is what a reset says about err. Where no errno is known it is what a peer sees of a process
@@ -80,16 +208,4 @@ func abort(c net.Conn) {
 		_ = t.SetLinger(0)
 	}
 	_ = c.Close()
-}
-
-// onEnd has f called when both directions have ended by a reset or with the tunnel, now if they
-// have. f must not block, nor use the stream.
-func (s *stream) onEnd(f func()) {
-	s.c.mu.Lock()
-	defer s.c.mu.Unlock()
-	if s.outEnd != nil && s.inEnd != nil {
-		f()
-		return
-	}
-	s.wake = f
 }

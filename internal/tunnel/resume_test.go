@@ -19,12 +19,13 @@ import (
 
 // unixPair returns two connected sockets.
 func unixPair() (a, b net.Conn, err error) {
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
 	if err != nil {
 		return nil, nil, err
 	}
 	var conns [2]net.Conn
 	for i, fd := range fds {
+		syscall.CloseOnExec(fd)
 		f := os.NewFile(uintptr(fd), "pair")
 		defer f.Close()
 		if conns[i], err = net.FileConn(f); err != nil {

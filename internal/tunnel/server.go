@@ -49,8 +49,7 @@ func (s *Server) Handle(ctx context.Context, t net.Conn) error {
 
 func (s *Server) handle(t net.Conn) error {
 	_ = t.SetDeadline(time.Now().Add(greetTimeout))
-	r := bufio.NewReaderSize(t, readBuffer)
-	g, err := readGreeting(r)
+	g, err := readGreeting(t) // not a byte more: a descriptor may come with the next
 	if err != nil {
 		return fmt.Errorf("greeting: %w", err)
 	}
@@ -61,6 +60,10 @@ func (s *Server) handle(t net.Conn) error {
 		_, _ = t.Write(answer[:])
 		return ErrUnknownTunnel
 	}
+	if g.lane == laneHandoff {
+		c.takeHanded(t, g)
+		return nil
+	}
 	received, ok := c.expect(g)
 	if !ok {
 		answer[0] = statusLane
@@ -70,7 +73,7 @@ func (s *Server) handle(t net.Conn) error {
 	binary.BigEndian.PutUint64(answer[1:], received)
 	if _, err = t.Write(answer[:]); err == nil {
 		_ = t.SetDeadline(time.Time{})
-		if !c.links[g.lane].attach(t, r, g.received, g.attempt) {
+		if !c.links[g.lane].attach(t, bufio.NewReaderSize(t, readBuffer), g.received, g.attempt) {
 			err = errors.New("greeting of a transport that is given up already")
 		}
 	}

@@ -51,7 +51,11 @@ type stream struct {
 	burstAt  time.Time
 	lastPush time.Time
 
-	wake func() // called with conn.mu when both directions have ended; must not block
+	// see relay.go and handoff.go
+	wake  func() // called with conn.mu when both directions have ended; must not block
+	moved int
+	offer func()
+	take  func(net.Conn, *net.UnixConn) bool
 }
 
 // segment is the data of frames with sequence seq to seq+n-1, or a fin.

@@ -130,6 +130,7 @@ func (s *stream) WriteTo(w io.Writer) (total int64, err error) {
 		}
 		s.c.mu.Lock()
 		s.readLocked(n)
+		s.movedLocked(n)
 		s.c.mu.Unlock()
 		if err != nil {
 			return total, err
@@ -208,6 +209,7 @@ func (s *stream) push(c *chunk) error {
 	s.outBytes += len(c.data)
 	s.noteLocked(len(c.data))
 	s.queueLocked()
+	s.movedLocked(len(c.data))
 	return nil
 }
 
