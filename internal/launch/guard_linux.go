@@ -2,6 +2,7 @@ package launch
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -115,6 +116,9 @@ func report(fd int, kind, value int32) {
 func killTree(limit time.Duration, spare []int) {
 	for end := time.Now().Add(limit); ; time.Sleep(2 * time.Millisecond) {
 		left := descendants(os.Getpid(), spare)
+		if len(left) == 0 {
+			left = scan(os.Getpid(), spare) // the short way may miss what forks this instant
+		}
 		if len(left) == 0 || time.Now().After(end) {
 			return
 		}
@@ -126,8 +130,51 @@ func killTree(limit time.Duration, spare []int) {
 }
 
 // descendants returns the live processes below root, parents first, without spare and what is below
-// those. Zombies are left out.
-func descendants(root int, spare []int) []int {
+// those. Zombies are left out. It asks the kernel for each process's children, which costs as much
+// as the tree is large; a child that is forked or orphaned meanwhile may be missed.
+func descendants(root int, spare []int) (out []int) {
+	for queue := []int{root}; len(queue) > 0; queue = queue[1:] {
+		tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", queue[0]))
+		if err != nil {
+			continue // ended
+		}
+		for _, t := range tasks {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/children", queue[0], t.Name()))
+			if errors.Is(err, os.ErrNotExist) && queue[0] == root {
+				return scan(root, spare) // no CONFIG_PROC_CHILDREN
+			}
+			for _, f := range strings.Fields(string(b)) {
+				pid, err := strconv.Atoi(f)
+				if err != nil || slices.Contains(spare, pid) {
+					continue
+				}
+				queue = append(queue, pid)
+				if state, _, ok := stat(pid); ok && state != "Z" && state != "X" {
+					out = append(out, pid)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// stat reads a process's state and parent.
+func stat(pid int) (state string, parent int, ok bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", 0, false
+	}
+	// pid (comm) state ppid ...; comm may hold anything, so from its last parenthesis on.
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	if len(f) < 2 {
+		return "", 0, false
+	}
+	parent, _ = strconv.Atoi(f[1])
+	return f[0], parent, true
+}
+
+// scan is descendants by looking at every process of the machine: slow, and misses nothing.
+func scan(root int, spare []int) []int {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil
@@ -139,19 +186,12 @@ func descendants(root int, spare []int) []int {
 		if err != nil {
 			continue
 		}
-		b, err := os.ReadFile("/proc/" + e.Name() + "/stat")
-		if err != nil {
+		state, parent, ok := stat(pid)
+		if !ok {
 			continue
 		}
-		// pid (comm) state ppid ...; comm may hold anything, so from its last parenthesis on.
-		rest := string(b[strings.LastIndexByte(string(b), ')')+1:])
-		f := strings.Fields(rest)
-		if len(f) < 2 {
-			continue
-		}
-		ppid, _ := strconv.Atoi(f[1])
-		children[ppid] = append(children[ppid], pid)
-		zombie[pid] = f[0] == "Z" || f[0] == "X"
+		children[parent] = append(children[parent], pid)
+		zombie[pid] = state == "Z" || state == "X"
 	}
 	var out []int
 	for queue := []int{root}; len(queue) > 0; queue = queue[1:] {
