@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -42,14 +43,24 @@ func ControlListener(fd int) (net.Listener, error) {
 func (l *controlListener) Accept() (net.Conn, error) {
 	l.ready.Do(func() { _, _ = l.c.Write([]byte{1}) })
 	b, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
-	n, on, _, _, err := l.c.ReadMsgUnix(b, oob) // the descriptor comes with close-on-exec
-	if err != nil {
-		return nil, err
+	for {
+		n, on, _, _, err := l.c.ReadMsgUnix(b, oob) // the descriptor comes with close-on-exec
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			return nil, io.EOF // the starter is gone
+		}
+		// One without a descriptor lost it: we had no number for it.
+		if c, err := received(oob[:on]); err == nil {
+			return c, nil
+		}
 	}
-	if n == 0 {
-		return nil, errors.New("starter gone")
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob[:on])
+}
+
+// received makes a connection of the descriptor that came with a message.
+func received(oob []byte) (net.Conn, error) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil || len(msgs) != 1 {
 		return nil, errors.New("message without a descriptor")
 	}

@@ -46,6 +46,7 @@ type subscription struct {
 	claim *claim        // of the port that it steals
 
 	dropped atomic.Uint64 // copies given up
+	telling atomic.Bool   // news of lost packets is under way
 }
 
 // stealer brings the new connections of some ports of the target's to us instead of to the app.
@@ -139,7 +140,7 @@ func (p *ports) add(s *subscription) wire.Reply {
 		p.steal[s.port] = s
 	case wire.Mirror:
 		if p.tap == nil {
-			p.tap, err = newTap(p.t, p.mirrored)
+			p.tap, err = newTap(p.t, p.mirrored, p.packetsLost)
 		}
 		if err == nil {
 			p.mirror[s.port] = append(p.mirror[s.port], s)
