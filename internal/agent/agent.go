@@ -113,7 +113,9 @@ func (s *server) transports(ctx context.Context) {
 	for {
 		t, err := s.c.Listener.Accept()
 		if err != nil {
-			if ne, ok := err.(net.Error); ok && ne.Timeout() {
+			// Out of descriptors or memory for a moment; anything else is the end of the listener.
+			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM) {
+				time.Sleep(acceptPause)
 				continue
 			}
 			return

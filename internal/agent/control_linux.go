@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -42,14 +43,24 @@ func ControlListener(fd int) (net.Listener, error) {
 func (l *controlListener) Accept() (net.Conn, error) {
 	l.ready.Do(func() { _, _ = l.c.Write([]byte{1}) })
 	b, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
-	n, on, _, _, err := l.c.ReadMsgUnix(b, oob) // the descriptor comes with close-on-exec
-	if err != nil {
-		return nil, err
+	for {
+		n, on, _, _, err := l.c.ReadMsgUnix(b, oob) // the descriptor comes with close-on-exec
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			return nil, io.EOF // the starter is gone
+		}
+		// One without a descriptor lost it: we had no number for it.
+		if c, err := received(oob[:on]); err == nil {
+			return c, nil
+		}
 	}
-	if n == 0 {
-		return nil, errors.New("starter gone")
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob[:on])
+}
+
+// received makes a connection of the descriptor that came with a message.
+func received(oob []byte) (net.Conn, error) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil || len(msgs) != 1 {
 		return nil, errors.New("message without a descriptor")
 	}
@@ -67,6 +78,57 @@ func (l *controlListener) Close() error { return l.c.Close() }
 
 // Addr implements net.Listener.
 func (l *controlListener) Addr() net.Addr { return l.c.LocalAddr() }
+
+// oneListener brings one connection, and ends with it.
+type oneListener struct {
+	first chan net.Conn
+	ended chan struct{}
+	once  sync.Once
+	addr  net.Addr
+}
+
+// ConnListener takes the inherited descriptor fd, a connected stream socket, as the one transport.
+func ConnListener(fd int) (net.Listener, error) {
+	f := os.NewFile(uintptr(fd), "transport")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("descriptor %d: %w", fd, err)
+	}
+	l := &oneListener{first: make(chan net.Conn, 1), ended: make(chan struct{}), addr: c.LocalAddr()}
+	l.first <- &oneConn{Conn: c, l: l}
+	return l, nil
+}
+
+// oneConn ends its listener when it is closed.
+type oneConn struct {
+	net.Conn
+	l *oneListener
+}
+
+func (c *oneConn) Close() error {
+	defer c.l.Close()
+	return c.Conn.Close()
+}
+
+// Accept implements net.Listener.
+func (l *oneListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.first:
+		return c, nil
+	case <-l.ended:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (l *oneListener) Close() error {
+	l.once.Do(func() { close(l.ended) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (l *oneListener) Addr() net.Addr { return l.addr }
 
 // SendTransport passes a connected stream socket to the agent at the other end of control.
 func SendTransport(control *os.File, transport *os.File) error {

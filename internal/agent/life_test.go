@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"syscall"
@@ -96,6 +97,43 @@ func TestTheAgentEndsAfterItsLastSession(t *testing.T) {
 	gone(t, a, "its last session")
 	if a.Err() != nil {
 		t.Error(a.Err())
+	}
+}
+
+func TestAnAgentOfOneConnectionEndsWithIt(t *testing.T) {
+	b := newBed(t)
+	ours, theirs, err := beside.Socketpair(syscall.SOCK_STREAM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := exec.Command("/proc/self/exe", "agent", "serve", "--pid", fmt.Sprint(b.app.Process.Pid), "--conn-fd", "3")
+	p.ExtraFiles = []*os.File{theirs}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer p.Process.Kill()
+	theirs.Close()
+	tun, err := tunnel.Dial(context.Background(), func(context.Context) (net.Conn, error) {
+		defer ours.Close()
+		return net.FileConn(ours)
+	}, tunnel.Options{Resume: -1, Lanes: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := pod.Attach(context.Background(), tun, wire.Hello{}, pod.Handlers{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	end := make(chan error, 1)
+	go func() { end <- p.Wait() }()
+	select {
+	case err := <-end:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("it goes on")
 	}
 }
 

@@ -19,6 +19,7 @@ func Main(ctx context.Context, args, env []string, build string, stderr io.Write
 	fs.SetOutput(stderr)
 	pid := fs.Int("pid", 0, "the target's main process")
 	control := fs.Int("control-fd", -1, "inherited socket over which transports are passed")
+	conn := fs.Int("conn-fd", -1, "inherited socket that is the only transport")
 	listen := fs.String("listen", "", "address to listen on for transports; needs STEAD_AGENT_SECRET")
 	linger := fs.Duration("linger", defaultLinger, "how long to wait for a session")
 	resume := fs.Duration("resume", 0, "how long a session may be away (0: 60s for --listen, not at all for --control-fd)")
@@ -38,6 +39,9 @@ func Main(ctx context.Context, args, env []string, build string, stderr io.Write
 				c.Resume = -1 // a local socket does not break: its end is the session's
 			}
 			c.Listener, err = ControlListener(*control)
+		case *conn >= 0:
+			c.Resume = -1
+			c.Listener, err = ConnListener(*conn)
 		case *listen != "":
 			for _, kv := range env {
 				if len(kv) > len(secretEnv) && kv[:len(secretEnv)] == secretEnv {
@@ -49,7 +53,7 @@ func Main(ctx context.Context, args, env []string, build string, stderr io.Write
 			}
 			c.Listener, err = net.Listen("tcp", *listen)
 		default:
-			return errors.New("nowhere to listen: --control-fd or --listen")
+			return errors.New("nowhere to listen: --control-fd, --conn-fd or --listen")
 		}
 		if err != nil {
 			return err

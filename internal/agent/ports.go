@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -39,13 +38,15 @@ type ports struct {
 
 // subscription is one session's wish for one port.
 type subscription struct {
-	id   uint64
-	x    *session
-	port uint16
-	mode wire.Mode
-	note tunnel.Stream // for events
+	id    uint64
+	x     *session
+	port  uint16
+	mode  wire.Mode
+	note  tunnel.Stream // for events
+	claim *claim        // of the port that it steals
 
 	dropped atomic.Uint64 // copies given up
+	telling atomic.Bool   // news of lost packets is under way
 }
 
 // stealer brings the new connections of some ports of the target's to us instead of to the app.
@@ -123,10 +124,8 @@ func (p *ports) add(s *subscription) wire.Reply {
 	var err error
 	switch s.mode {
 	case wire.Steal:
-		if h := p.steal[s.port]; h != nil {
-			return wire.Reply{Errno: uint32(unix.EADDRINUSE),
-				Error: fmt.Sprintf("%s is stealing it already", h.x.holder),
-				Hint:  "use --mirror, or ask " + h.x.holder + " to end the session"}
+		if s.claim, err = p.t.claim(s.port, s.x.holder); err != nil {
+			break
 		}
 		if p.engine == nil {
 			p.engine, err = newStealer(p.t, p.mode, p.caught)
@@ -134,17 +133,23 @@ func (p *ports) add(s *subscription) wire.Reply {
 		if err == nil {
 			err = p.engine.add(s.port)
 		}
-		if err == nil {
-			p.steal[s.port] = s
+		if err != nil {
+			s.claim.close()
+			break
 		}
+		p.steal[s.port] = s
 	case wire.Mirror:
 		if p.tap == nil {
-			p.tap, err = newTap(p.t, p.mirrored)
+			p.tap, err = newTap(p.t, p.mirrored, p.packetsLost)
 		}
 		if err == nil {
 			p.mirror[s.port] = append(p.mirror[s.port], s)
 			p.tap.watch(p.mirrorPortsLocked())
 		}
+	}
+	if held := (*heldError)(nil); errors.As(err, &held) {
+		return wire.Reply{Errno: uint32(unix.EADDRINUSE), Error: held.Error(),
+			Hint: "use --mirror, or ask " + held.holder + " to end the session"}
 	}
 	if err != nil {
 		r := wire.Reply{Errno: uint32(unix.EPERM), Error: err.Error(), Hint: "the agent needs CAP_NET_ADMIN and CAP_NET_RAW in the pod's network namespace; stealing also Linux 5.12 with nftables, or 5.9 with BPF"}
@@ -173,9 +178,10 @@ func (p *ports) remove(s *subscription) {
 	case wire.Steal:
 		if p.steal[s.port] == s {
 			delete(p.steal, s.port)
-			if p.engine != nil {
+			if !p.closed {
 				p.engine.remove(s.port)
 			}
+			s.claim.close()
 		}
 	case wire.Mirror:
 		p.mirror[s.port] = slices.DeleteFunc(p.mirror[s.port], func(o *subscription) bool { return o == s })

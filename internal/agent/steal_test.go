@@ -112,6 +112,18 @@ func TestASecondThiefIsToldWhoHoldsThePort(t *testing.T) {
 	if got, err := ask(b.elsewhere, b.roads()[0].to, "x"); got != "bob: x" {
 		t.Error(got, err)
 	}
+	// Another agent beside the same pod, by the other engine.
+	eve := b.join(b.startAgent("--steal="+engines[len(engines)-1]), "eve@tablet", pod.Handlers{Incoming: takes("eve", nil)})
+	_, r, err = eve.Subscribe(context.Background(), want)
+	if err != nil || syscall.Errno(r.Errno) != syscall.EADDRINUSE || !strings.Contains(r.Error, "bob@desk") || !strings.Contains(r.Hint, "bob@desk") {
+		t.Errorf("a steal by another agent: %+v, %v", r, err)
+	}
+	syscall.Kill(a.PID, syscall.SIGKILL)
+	<-a.Exited()
+	subscribe(t, eve, wire.Steal)
+	if got, err := ask(b.elsewhere, b.roads()[0].to, "x"); got != "eve: x" {
+		t.Error(got, err)
+	}
 }
 
 func TestWhatTheProgramRefusesGoesToTheApp(t *testing.T) {

@@ -22,7 +22,8 @@ import (
 type tap struct {
 	fd    int
 	wake  int
-	found func(*flow) // a connection began
+	found func(*flow)  // a connection began
+	lost  func(uint32) // the kernel dropped so many packets, which we were too slow for
 	done  chan struct{}
 	once  sync.Once
 
@@ -34,8 +35,8 @@ type tap struct {
 // tapBuffer is what the kernel holds for us: some 50 ms of a fast link.
 const tapBuffer = 32 << 20
 
-func newTap(t *target, found func(*flow)) (*tap, error) {
-	p := &tap{fd: -1, wake: -1, found: found, done: make(chan struct{}), ports: make(map[uint16]bool)}
+func newTap(t *target, found func(*flow), lost func(uint32)) (*tap, error) {
+	p := &tap{fd: -1, wake: -1, found: found, lost: lost, done: make(chan struct{}), ports: make(map[uint16]bool)}
 	p.asm = assembler{flows: make(map[flowKey]*flow), room: new(room)}
 	err := t.net.Do(func() (err error) {
 		// No protocol yet: nothing arrives before the filter is set.
@@ -170,6 +171,9 @@ func (p *tap) run() {
 		if now.Sub(swept) >= sweepEvery {
 			p.asm.sweep(now)
 			swept = now
+			if st, err := unix.GetsockoptTpacketStats(p.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil && st.Drops > 0 {
+				p.lost(st.Drops)
+			}
 		}
 		p.mu.Unlock()
 	}
@@ -196,6 +200,28 @@ func (p *ports) mirrored(f *flow) {
 			}()
 		}
 		f.seal()
+	}()
+}
+
+// packetsLost tells the sessions that mirror of packets that nobody has seen: a copy that lacks
+// them is given up and counted, a connection whose beginning was among them is not copied at all.
+// Like mirrored it must not wait; a session that has not read the last such news misses this one.
+func (p *ports) packetsLost(n uint32) {
+	go func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, subs := range p.mirror {
+			for _, s := range subs {
+				if p.closed || !s.telling.CompareAndSwap(false, true) {
+					continue
+				}
+				p.work.Go(func() {
+					defer s.telling.Store(false)
+					_ = wire.Write(s.note, wire.Event{Kind: wire.EventDropped, Count: s.dropped.Load(),
+						Text: fmt.Sprintf("port %d: too many packets at once, %d of them were not seen", s.port, n)})
+				})
+			}
+		}
 	}()
 }
 

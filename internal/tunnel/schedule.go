@@ -14,7 +14,7 @@ const (
 	burstTime = 10 * time.Millisecond
 	bulkRest  = 50 * time.Millisecond
 	bulkTurn  = chunkSize       // bulk between two looks at what is quick, on one lane
-	batchSize = 2 * chunkSize   // of one write, on the lane for bulk
+	batchSize = 4 * chunkSize   // of one write, on the lane for bulk
 	askAgain  = 5 * time.Second // after a lane was not to be had
 
 	firstAllow = 1 << 20 // bulk on its way, see probedLocked

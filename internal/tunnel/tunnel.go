@@ -1,5 +1,34 @@
 // Package tunnel is the one logical connection between a session and an agent, and the streams on
-// it.
+// it. A stream has the manners of a TCP connection: half-close, reset with an errno, backpressure.
+// The tunnel outlives its transports: each end counts what it sends, keeps what the peer has not
+// acknowledged, and sends it again when the session's side has dialled anew; no byte is lost or
+// doubled. Who may open a tunnel, and what is said on it, is not its business.
+//
+// A tunnel has one or two lanes, each with a transport of its own (link.go). Small traffic and all
+// frames without data take the first; a stream that sends much takes the second, which is dialled
+// when it is first needed (schedule.go). A lane is ordered and resumes by itself; frames of one
+// stream carry a number, so that they may take either. How much bulk is on its way follows the
+// measured delay, as a proxy between the ends would queue it in front of everything else. Where
+// both ends are on one machine a connection that carries much is handed to the agent by its
+// descriptor and leaves the tunnel (handoff.go).
+//
+// Memory is bounded by credit: a stream may have a window of data unread, which is small at first
+// and grows while its reader keeps up, within a budget of the tunnel; of what is unacknowledged a
+// lane keeps a bounded amount, and then waits. The reader of a transport never waits for anybody.
+//
+// It is our own because no library has reset codes, precedence or resumption. Nor does one cost
+// less: medians of test/bench/mux on 2 CPUs, both ends in one process, over a unix socket pair and
+// over loopback TCP:
+//
+//	                                      ours          smux          yamux
+//	bulk, MB/s                            4333, 2625    3568, 2189    4091, 2176
+//	1 KiB there and back, us              11.8, 17.4    15.4, 21.0    15.7, 31.1
+//	the same, 10 at once                  73, 121       80, 194       102, 245
+//	the same, beside a bulk stream        12.2, 18.2    58, 65        91, 31
+//
+// To change it one must know: conn.mu guards everything of a tunnel, and whoever holds it waits for
+// nothing; a frame's memory belongs to the link until the peer has acknowledged it; both ends are
+// of the same version, which the greeting's magic says (greeting.go): change that with any frame.
 package tunnel
 
 import (

@@ -38,7 +38,6 @@ var muxes = []struct {
 	open opener
 }{
 	{"stead", openStead(tunnel.Options{})},
-	{"stead1", openStead(tunnel.Options{Lanes: 1})},
 	{"smux", openSmux},
 	{"yamux", openYamux},
 	{"bare", openBare},
