@@ -31,8 +31,11 @@ var mayImport = map[string][]string{
 	"internal/agent":            {"internal/tunnel", "internal/wire", "internal/sys", "internal/inet", "internal/fault"},
 
 	"internal/local":            {"internal/local/", "internal/tunnel", "internal/fault"},
-	"internal/local/beside":     {"internal/agent", "internal/fault"},
+	"internal/local/beside":     {"internal/agent", "internal/sys", "internal/fault"},
 	"internal/local/playground": {"internal/local/beside", "internal/fault"},
+
+	"internal/sip":          {"internal/sip/", "internal/fault"},
+	"internal/sip/codesign": {"internal/sip/macho"},
 
 	"test/": {"test/internal/", "internal/"},
 }
