@@ -165,6 +165,9 @@ func (t *target) readFile(name string) ([]byte, error) {
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
+	if i, err := f.Stat(); err != nil || !i.Mode().IsRegular() {
+		return nil, unix.EINVAL // a pipe could keep us waiting
+	}
 	b := make([]byte, maxSmallFile)
 	n, err := f.Read(b)
 	return b[:n], err

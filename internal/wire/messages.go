@@ -21,8 +21,8 @@ const (
 	// as long as the subscription is wanted; after the Reply the agent sends Events on it.
 	KindSubscribe Kind = "subscribe"
 	// KindIncoming is opened by the agent for each connection that a subscription catches
-	// (Open.Incoming). The session answers with a Reply; a Reply with an errno resets a stolen
-	// connection (a mirrored one is only forgotten). Then plain bytes go both ways when stolen;
+	// (Open.Incoming). The session answers with a Reply; a Reply with an errno, or none within
+	// seconds, gives a stolen connection to the app (a mirrored one is only forgotten). Then plain bytes go both ways when stolen;
 	// mirrored, the client's bytes come and what the program answers is read and thrown away.
 	KindIncoming Kind = "incoming"
 	// KindFiles carries the file requests of files.go, many in flight.
