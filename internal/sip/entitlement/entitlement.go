@@ -42,6 +42,7 @@ func XML(data []byte) (map[string]any, error) {
 	if len(data) > MaxSize {
 		return nil, errorf(0, "%d bytes, more than %d", len(data), MaxSize)
 	}
+	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	r := xmlReader{xml.NewDecoder(bytes.NewReader(data))}
 	start, err := r.start()
 	if err != nil {
@@ -66,10 +67,11 @@ func XML(data []byte) (map[string]any, error) {
 	if start != nil {
 		return nil, errorf(r.d.InputOffset(), "a second value %s in the property list", start.Name.Local)
 	}
-	if _, err := r.d.Token(); !errors.Is(err, io.EOF) {
-		if t, e := r.start(); e != nil || t != nil {
-			return nil, errorf(r.d.InputOffset(), "something after the property list")
-		}
+	if start, err = r.start(); err != nil {
+		return nil, err
+	}
+	if start != nil {
+		return nil, errorf(r.d.InputOffset(), "element %s after the property list", start.Name.Local)
 	}
 	m, _ := v.(map[string]any)
 	return m, nil
@@ -93,7 +95,7 @@ func (r xmlReader) start() (*xml.StartElement, error) {
 		case xml.EndElement:
 			return nil, nil
 		case xml.CharData:
-			if len(bytes.TrimSpace(t)) > 0 && !(r.d.InputOffset() <= int64(len(t))+3 && bytes.Equal(bytes.TrimSpace(t), []byte("\ufeff"))) {
+			if len(bytes.TrimSpace(t)) > 0 {
 				return nil, errorf(r.d.InputOffset(), "text %.20q between elements", t)
 			}
 		}

@@ -215,7 +215,7 @@ func (m *Image) checkSegments() error {
 		switch {
 		case !within(s.FileOff, s.FileSize, 0, size):
 			return Errorf(at, "segment %s, %#x bytes at %#x, ends past the slice's %#x", s.Name, s.FileSize, s.FileOff, size)
-		case s.FileSize > s.VMSize:
+		case s.FileSize > s.VMSize && s.VMSize > 0: // Go's __DWARF is not mapped at all
 			return Errorf(at, "segment %s has %#x bytes in the file and %#x in memory", s.Name, s.FileSize, s.VMSize)
 		case s.VMAddr+s.VMSize < s.VMAddr:
 			return Errorf(at, "segment %s, %#x bytes at the address %#x, ends past the last address", s.Name, s.VMSize, s.VMAddr)
