@@ -158,8 +158,8 @@ func (c *commands) growLinkEdit(end uint64) error {
 	vm := (size + page - 1) / page * page
 	at := c.m.Base + uint64(c.m.Commands[le.Command].Offset)
 	for _, s := range c.m.Segments {
-		if s.VMAddr >= le.VMAddr && s.Command != le.Command && s.VMSize > 0 && s.VMAddr < le.VMAddr+vm {
-			return macho.Errorf(at, "__LINKEDIT cannot grow to %#x bytes: segment %s follows it in memory", vm, s.Name)
+		if s.Command != le.Command && s.VMSize > 0 && s.VMAddr < le.VMAddr+vm && le.VMAddr < s.VMAddr+s.VMSize {
+			return macho.Errorf(at, "__LINKEDIT cannot grow to %#x bytes: segment %s is in its way in memory", vm, s.Name)
 		}
 	}
 	if le.VMAddr+vm < le.VMAddr {
