@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -30,6 +31,10 @@ type nft struct {
 	work  sync.WaitGroup
 }
 
+// tables counts the tables of this process, for their names: one may be made before the last of
+// another is gone.
+var tables atomic.Uint32
+
 // ownMark is the mark of our connections to the app.
 const ownMark = 0x57ead001
 
@@ -48,7 +53,7 @@ func newNFT(t *target, caught catcher) (_ stealer, err error) {
 	if e.lns, err = t.listenBoth(inet.Any); err != nil {
 		return nil, err
 	}
-	table, err := e.ownTable(fmt.Sprintf("stead-%d", os.Getpid()))
+	table, err := e.ownTable(fmt.Sprintf("stead-%d-%d", os.Getpid(), tables.Add(1)))
 	if err != nil {
 		return nil, fmt.Errorf("make nftables table: %w", err)
 	}
@@ -179,10 +184,11 @@ func (e *nft) pass(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	})
 }
 
+// stop has nothing to do: the set of ports is empty by then. The table stays until close, because
+// with the namespace's last NAT chain the kernel forgets the translation of connections that stand.
+func (e *nft) stop() {}
+
 func (e *nft) detach() {
-	if e.conn != nil {
-		_ = e.conn.CloseLasting()
-	}
 	for _, ln := range e.lns {
 		if ln != nil {
 			ln.Close()
@@ -191,7 +197,11 @@ func (e *nft) detach() {
 	e.work.Wait()
 }
 
-func (e *nft) close() {}
+func (e *nft) close() {
+	if e.conn != nil {
+		_ = e.conn.CloseLasting()
+	}
+}
 
 // originalOf asks the kernel's connection tracking which address a client called before the
 // redirection; by family. The kernel answers with a sockaddr, for which the two calls have room.

@@ -27,13 +27,13 @@ type ports struct {
 	next   uint64
 	steal  map[uint16]*subscription
 	mirror map[uint16][]*subscription
-	engine stealer
+	engine *engine
 	tap    *tap
 
 	closed bool
 	ctx    context.Context
 	cancel context.CancelFunc
-	work   sync.WaitGroup // connections
+	work   sync.WaitGroup // engines that end
 }
 
 // subscription is one session's wish for one port.
@@ -56,9 +56,50 @@ type stealer interface {
 	remove(port uint16)
 	// pass connects to the app past the stealing.
 	pass(ctx context.Context, to netip.AddrPort) (net.Conn, error)
-	// detach gives all ports back and accepts no more; pass may still be called until close.
+	// stop gives all ports back: the kernel sends us no further connection. What it already has for
+	// us is still accepted.
+	stop()
+	// detach stops, and accepts no more; pass may still be called until close.
 	detach()
 	close()
+}
+
+// engine is a stealer and its connections. It lasts from the first stolen port until the last one
+// is given back, and for as long as there are connections that it passes to the app.
+type engine struct {
+	stealer
+	work sync.WaitGroup // connections; Add under ports.mu while it is ports.engine or not yet detached
+}
+
+// drain is how long an engine of which nobody holds a port still accepts: what was half open or in
+// the queue when the last port was given back goes to the app instead of being reset.
+const drain = time.Second
+
+func (p *ports) newEngine() (*engine, error) {
+	e := &engine{}
+	var err error
+	// mu is held: a connection that is caught before stealer is set waits for it.
+	e.stealer, err = newStealer(p.t, p.mode, func(c net.Conn, called netip.AddrPort) { p.caught(e, c, called) })
+	return e, err
+}
+
+// retireLocked takes an engine that nobody needs out of the kernel at once, and ends it when its last
+// connection has ended. Called with mu held.
+func (p *ports) retireLocked() {
+	e := p.engine
+	p.engine = nil
+	e.stop()
+	p.work.Add(1)
+	go func() {
+		defer p.work.Done()
+		select {
+		case <-time.After(drain):
+		case <-p.ctx.Done():
+		}
+		e.detach()
+		e.work.Wait()
+		e.close()
+	}()
 }
 
 func newPorts(t *target, mode string) *ports {
@@ -74,21 +115,17 @@ func (p *ports) features() []string {
 func (p *ports) close() {
 	p.mu.Lock()
 	p.closed = true
-	engine, tap := p.engine, p.tap
+	p.cancel()
+	if p.engine != nil {
+		p.retireLocked()
+	}
+	tap := p.tap
 	p.tap = nil
 	p.mu.Unlock()
-	// Both wait for goroutines that take mu.
-	if engine != nil {
-		engine.detach()
-	}
 	if tap != nil {
-		tap.close()
+		tap.close() // waits for a goroutine that takes mu
 	}
-	p.cancel()
 	p.work.Wait()
-	if engine != nil {
-		engine.close()
-	}
 }
 
 // subscribe serves one subscription for as long as its stream lives.
@@ -128,10 +165,15 @@ func (p *ports) add(s *subscription) wire.Reply {
 			break
 		}
 		if p.engine == nil {
-			p.engine, err = newStealer(p.t, p.mode, p.caught)
+			p.engine, err = p.newEngine()
+			if err != nil {
+				p.engine = nil
+			}
 		}
 		if err == nil {
-			err = p.engine.add(s.port)
+			if err = p.engine.add(s.port); err != nil && len(p.steal) == 0 {
+				p.retireLocked()
+			}
 		}
 		if err != nil {
 			s.claim.close()
@@ -178,8 +220,11 @@ func (p *ports) remove(s *subscription) {
 	case wire.Steal:
 		if p.steal[s.port] == s {
 			delete(p.steal, s.port)
-			if !p.closed {
+			if p.engine != nil {
 				p.engine.remove(s.port)
+				if len(p.steal) == 0 {
+					p.retireLocked()
+				}
 			}
 			s.claim.close()
 		}
@@ -201,12 +246,12 @@ func (p *ports) remove(s *subscription) {
 
 // caught takes a stolen connection to the session that holds its port. One that nobody holds any
 // more, or that the session cannot take, goes on to the app: its client must not notice.
-func (p *ports) caught(c net.Conn, called netip.AddrPort) {
+func (p *ports) caught(e *engine, c net.Conn, called netip.AddrPort) {
 	p.mu.Lock()
-	s, engine := p.steal[called.Port()], p.engine
+	s := p.steal[called.Port()]
 	closed := p.closed
 	if !closed {
-		p.work.Add(1)
+		e.work.Add(1)
 	}
 	p.mu.Unlock()
 	if closed {
@@ -214,7 +259,7 @@ func (p *ports) caught(c net.Conn, called netip.AddrPort) {
 		return
 	}
 	go func() {
-		defer p.work.Done()
+		defer e.work.Done()
 		remote, _ := addrPortOf(c.RemoteAddr())
 		if s != nil {
 			st, err := s.x.offer(p.ctx, wire.Incoming{Subscription: s.id, Remote: remote, Local: called})
@@ -223,7 +268,7 @@ func (p *ports) caught(c net.Conn, called netip.AddrPort) {
 				return
 			}
 		}
-		app, err := engine.pass(p.ctx, called)
+		app, err := e.pass(p.ctx, called)
 		if err != nil {
 			abort(c)
 			return

@@ -176,10 +176,17 @@ func (e *skLookup) pass(ctx context.Context, to netip.AddrPort) (net.Conn, error
 	})
 }
 
-func (e *skLookup) detach() {
+func (e *skLookup) stop() {
 	if e.link != nil {
 		e.link.Close()
 	}
+	if e.prog != nil {
+		e.prog.Close()
+	}
+}
+
+func (e *skLookup) detach() {
+	e.stop()
 	for _, ln := range e.lns {
 		if ln != nil {
 			ln.Close()
@@ -193,8 +200,5 @@ func (e *skLookup) close() {
 		if c != nil {
 			c.Close()
 		}
-	}
-	if e.prog != nil {
-		e.prog.Close()
 	}
 }

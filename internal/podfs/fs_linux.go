@@ -3,6 +3,8 @@ package podfs
 import (
 	"context"
 	"fmt"
+	"io"
+	"log"
 	"path"
 	"sort"
 	"sync"
@@ -80,6 +82,8 @@ func (f *FS) Serve(fd int) error {
 	raw := fs.NewNodeFS(&node{f: f, path: "/"}, &fs.Options{EntryTimeout: &keep, AttrTimeout: &keep, NegativeTimeout: &keep, RootStableAttr: &fs.StableAttr{Ino: 1, Mode: syscall.S_IFDIR}})
 	srv, err := fuse.NewServer(raw, fmt.Sprintf("/dev/fd/%d", fd), &fuse.MountOptions{
 		MaxBackground: 64, MaxWrite: wire.MaxFileRead, MaxReadAhead: wire.MaxFileRead,
+		// The library would write the end of each connection to stderr, which is the program's.
+		Logger:               log.New(io.Discard, "", 0),
 		EnableSymlinkCaching: true, Name: "stead", FsName: "stead",
 	})
 	if err != nil {
