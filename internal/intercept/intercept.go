@@ -48,6 +48,16 @@ var Continue = Outcome{Continue: true}
 // Fail ends the call with an errno.
 func Fail(e syscall.Errno) Outcome { return Outcome{Errno: e} }
 
+// Tree is a file system that begins at "/" and is laid beside this machine's own, for programs whose
+// path calls are trapped. It shows everything: what belongs to somebody else, and this machine's
+// own trees in the places that they keep.
+type Tree interface {
+	// Other says whether an absolute, clean path is somebody else's. It must not keep the string.
+	Other(path string) bool
+	// Root is a descriptor of the tree's root directory, valid for as long as the interceptor runs.
+	Root() int
+}
+
 // Handler answers the calls. Its methods are called from the interceptor's receiver and must not
 // block; what takes time goes into Outcome.Later. Addresses are as the program gave them, a
 // v4-mapped one stays v4-mapped.

@@ -31,8 +31,9 @@ import (
 
 // Hidden words: the first argument that makes this executable one of our helpers.
 const (
-	wordGuard  = "__guard"
-	wordLaunch = "__launch"
+	wordGuard   = "__guard"
+	wordLaunch  = "__launch"
+	wordMounter = "__mounter"
 )
 
 // Main runs this process as one of the package's helpers if args (without the program's name) ask
@@ -46,6 +47,8 @@ func Main(args []string) (code int, handled bool) {
 		return guardMain(args[1:]), true
 	case wordLaunch:
 		return launcherMain(args[1:]), true
+	case wordMounter:
+		return mounterMain(args[1:]), true
 	}
 	return 0, false
 }

@@ -26,11 +26,14 @@ type Virtual struct {
 	Dir  bool
 	Link string // a symbolic link's target
 	Data []byte // a file's contents
+
+	Laptop bool // this machine's own file or directory with that path
 }
 
 // Options say how the files are shown.
 type Options struct {
 	Overlay Overlay
+	Pods    []string // paths below Laptop ones that are the pod's
 	// Owner, when set, is shown as the owner of every file: in a user namespace other ids would
 	// be shown as nobody.
 	Owner *fuse.Owner
@@ -44,13 +47,17 @@ type FS struct {
 	c     *Client
 	o     Options
 	names map[string][]string // virtual names by directory
+	pods  map[string]bool
 	begun time.Time
 	srv   *fuse.Server
 }
 
 // New makes a file system of the client's files.
 func New(c *Client, o Options) *FS {
-	f := &FS{c: c, o: o, names: make(map[string][]string), begun: time.Now()}
+	f := &FS{c: c, o: o, names: make(map[string][]string), pods: make(map[string]bool), begun: time.Now()}
+	for _, p := range o.Pods {
+		f.pods[p] = true
+	}
 	for p := range o.Overlay {
 		for ; p != "/"; p = path.Dir(p) {
 			dir, base := path.Split(p)
@@ -198,12 +205,12 @@ func (f *FS) fill(a *wire.Attr, out *fuse.Attr) {
 
 func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
 	p := path.Join(n.path, name)
+	if n.f.o.Overlay[p].Laptop {
+		return n.laptop(ctx, p, out)
+	}
 	a, ok := n.recent(name)
 	if !ok {
-		var errno syscall.Errno
-		if a, errno = n.f.attrOf(ctx, p); errno != 0 {
-			return nil, errno
-		}
+		return n.f.lookup(ctx, n.EmbeddedInode(), p, out)
 	}
 	n.f.fill(&a, &out.Attr)
 	return n.NewInode(ctx, &node{f: n.f, path: p}, fs.StableAttr{Mode: a.Mode & syscall.S_IFMT, Ino: a.Ino}), 0

@@ -19,6 +19,7 @@ import (
 	"github.com/stead-dev/stead/internal/launch"
 	"github.com/stead-dev/stead/internal/podfs"
 	"github.com/stead-dev/stead/internal/policy"
+	"github.com/stead-dev/stead/internal/wire"
 )
 
 // files is the room of the pod's files: it decides which door is used and serves it.
@@ -27,7 +28,8 @@ type files struct {
 	client *podfs.Client
 	paths  *policy.Paths
 	fs     *podfs.FS
-	root   bool // CAP_SYS_ADMIN is held: no user namespace is needed
+	root   bool  // CAP_SYS_ADMIN is held: no user namespace is needed
+	tree   *tree // the trap's
 }
 
 // openFiles prepares the files for a program whose file is path.
@@ -60,24 +62,103 @@ func (f *files) close() {
 	if f.client != nil {
 		f.client.Close()
 	}
-	if f.fs != nil {
-		f.fs.Wait()
+	if f.tree != nil {
+		unix.Close(f.tree.root)
+	}
+	if f.fs == nil {
+		return
+	}
+	gone := make(chan struct{})
+	go func() { f.fs.Wait(); close(gone) }()
+	select {
+	case <-gone:
+	case <-time.After(fsEnd): // somebody to whom the program gave a descriptor still has it
 	}
 }
+
+// fsEnd bounds the wait for the last descriptor of the pod's tree.
+const fsEnd = 2 * time.Second
 
 // mount fills in the spec of a launch through the mount namespace.
 func (f *files) mount(spec *launch.Spec) error {
 	overlay, binds := f.furnish()
-	o := podfs.Options{Overlay: overlay}
-	if !f.root {
-		o.Owner = &fuse.Owner{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}
-	}
-	f.fs = podfs.New(f.client, o)
+	f.fs = podfs.New(f.client, podfs.Options{Overlay: overlay, Owner: f.owner()})
 	spec.Mount = &mountns.Plan{Binds: binds, WorkDir: f.run.o.Dir, UID: os.Getuid(), GID: os.Getgid()}
 	spec.UserNS = !f.root
 	spec.UTS = true
 	spec.ServeFUSE = f.fs.Serve
 	return nil
+}
+
+// owner is whose the files are shown as: in a user namespace other ids would be shown as nobody.
+func (f *files) owner() *fuse.Owner {
+	if f.root {
+		return nil
+	}
+	return &fuse.Owner{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}
+}
+
+// trap fills in the spec of a launch whose path calls are trapped.
+func (f *files) trap(spec *launch.Spec, t *wire.Target) error {
+	overlay, binds := f.furnish()
+	f.tree = &tree{laptop: make(map[string]bool, len(binds)), root: -1}
+	o := podfs.Options{Overlay: overlay, Owner: f.owner()}
+	for p, v := range overlay {
+		if v.Link != "" {
+			f.tree.laptop[p] = true
+		}
+	}
+	for _, b := range binds {
+		f.tree.laptop[b.Path] = !b.Pod
+		if b.Pod {
+			o.Pods = append(o.Pods, b.Path)
+			continue
+		}
+		v := overlay[b.Path]
+		v.Laptop = true
+		overlay[b.Path] = v
+	}
+	spec.UTS = f.root
+	if !spec.UTS {
+		spec.Filter.Uname = true
+		for name, text := range map[string]string{"hostname": t.Hostname, "domainname": t.Domain} {
+			p := "/proc/sys/kernel/" + name
+			overlay[p] = podfs.Virtual{Data: []byte(text + "\n")}
+			f.tree.laptop[p] = false
+			o.Pods = append(o.Pods, p)
+		}
+	}
+	f.fs = podfs.New(f.client, o)
+	dev, root, err := launch.DetachedTree()
+	if err != nil {
+		f.fs = nil
+		return err
+	}
+	f.tree.root = root
+	if err := f.fs.Serve(dev); err != nil {
+		f.fs = nil
+		return err
+	}
+	spec.Filter.Paths = true
+	return nil
+}
+
+// tree is the pod's tree for trapped path calls, an intercept.Tree.
+type tree struct {
+	root   int
+	laptop map[string]bool // borders: true where what is below is the laptop's, false where the pod's
+}
+
+func (t *tree) Root() int { return t.root }
+
+func (t *tree) Other(p string) bool {
+	for len(p) > 1 {
+		if l, ok := t.laptop[p]; ok {
+			return !l
+		}
+		p = p[:strings.LastIndexByte(p, '/')]
+	}
+	return !t.laptop["/"]
 }
 
 // furnish turns the policy into what is laid over the pod's tree: names that must be there, and

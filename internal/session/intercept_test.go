@@ -236,7 +236,7 @@ func under(t *testing.T, p *nearPod, argv ...string) (string, int) {
 	syscall.Dup3(int(w.Fd()), 2, 0)
 	proc, err := launch.Start(context.Background(), launch.Spec{
 		Path: path, Argv: argv, Env: os.Environ(), Filter: notify.Options{Uname: true},
-		Serve: func(l sys.Listener) (err error) { sup, err = notify.Start(l, h); return err },
+		Serve: func(l sys.Listener) (err error) { sup, err = notify.Start(l, h, nil); return err },
 	})
 	syscall.Dup3(save1, 1, 0)
 	syscall.Dup3(save2, 2, 0)

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/intercept"
 	"github.com/stead-dev/stead/internal/intercept/mountns"
 	"github.com/stead-dev/stead/internal/intercept/notify"
 	"github.com/stead-dev/stead/internal/launch"
@@ -146,25 +147,42 @@ func (s *run) start(ctx context.Context, path string) (err error) {
 		Path: path, Argv: s.o.Argv, Env: policy.Environment(s.o.Env, t.Env),
 		Hostname: t.Hostname, Domain: t.Domain,
 		Serve: func(l sys.Listener) (err error) {
-			s.sup, err = notify.Start(l, h)
+			var tree intercept.Tree
+			if s.files.tree != nil {
+				tree = s.files.tree
+			}
+			s.sup, err = notify.Start(l, h, tree)
 			return err
 		},
 	}
-	switch s.o.Files.Door {
-	case DoorNone:
-		spec.Filter.Uname = true
-	case DoorMount, DoorAuto:
-		if err := s.files.mount(&spec); err != nil {
+	door := s.o.Files.Door
+	if door == DoorMount || door == DoorAuto {
+		through := spec
+		if err = s.files.mount(&through); err != nil {
 			return err
 		}
+		s.proc, err = launch.Start(ctx, through)
+		var un *mountns.Unavailable
+		if !errors.As(err, &un) {
+			return err
+		}
+		err = fault.With(fmt.Errorf("no mount namespace for the pod's files: %w", err), mountHint(err))
+		if door == DoorMount {
+			return err
+		}
+		s.files.fs = nil // it was never served
+		s.trouble(fault.With(fmt.Errorf("%w; each path call of the program is trapped instead, which costs it about 8 us", err), fault.Hint(err)))
+		door = DoorTrap
+	}
+	switch door {
+	case DoorNone:
+		spec.Filter.Uname = true
 	case DoorTrap:
-		return fault.With(errors.New("--files trap is not there yet"), "--files mount")
+		if terr := s.files.trap(&spec, t); terr != nil {
+			return fault.With(fmt.Errorf("no file system for the pod's files: %w", terr), mountHint(terr))
+		}
 	}
 	s.proc, err = launch.Start(ctx, spec)
-	var un *mountns.Unavailable
-	if errors.As(err, &un) {
-		return fault.With(fmt.Errorf("no mount namespace for the pod's files: %w", err), mountHint(err))
-	}
 	return err
 }
 

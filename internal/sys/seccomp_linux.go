@@ -144,6 +144,14 @@ func (l Listener) AddFDSend(id uint64, fd int, cloexec bool) error {
 	return errnoErr(e)
 }
 
+// AddFD puts a copy of fd into the task, close-on-exec, and returns its number there. The call goes
+// on waiting.
+func (l Listener) AddFD(id uint64, fd int) (int, error) {
+	a := notifAddFD{id: id, srcfd: uint32(fd), newflags: unix.O_CLOEXEC}
+	n, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(l), ioctlNotifAddFD, uintptr(unsafe.Pointer(&a)))
+	return int(n), errnoErr(e)
+}
+
 // Valid says whether the call id still waits. After a true answer everything that was read of the
 // task before the question was the task's own.
 func (l Listener) Valid(id uint64) bool {

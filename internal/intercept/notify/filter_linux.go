@@ -7,6 +7,7 @@ import (
 // Options says which calls the filter traps beside the network's.
 type Options struct {
 	Uname bool // uname: where the program has no UTS namespace of its own
+	Paths bool // path calls: where the program has no mount namespace of its own
 }
 
 // Offsets in struct seccomp_data. Arguments are 64 bit, little endian on both our CPUs.
@@ -68,6 +69,17 @@ func ifPointer(i uint32) []unix.SockFilter {
 	return []unix.SockFilter{
 		load(argLow(i)), jump(unix.BPF_JEQ, 0, 0, 2),
 		load(argHigh(i)), jump(unix.BPF_JEQ, 0, 1, 0),
+		trap,
+		allow,
+	}
+}
+
+// ifNoDirectory traps a call whose argument i is no real directory descriptor: AT_FDCWD, or another
+// negative number, which only an absolute path can go with. Below a real descriptor the kernel
+// finds the way by itself: a directory of the tree's is the tree's.
+func ifNoDirectory(i uint32) []unix.SockFilter {
+	return []unix.SockFilter{
+		load(argLow(i)), jump(unix.BPF_JGE, 0x80000000, 0, 1),
 		trap,
 		allow,
 	}

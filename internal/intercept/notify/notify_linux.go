@@ -38,6 +38,10 @@ type Supervisor struct {
 	l sys.Listener
 	h intercept.Handler
 
+	tree intercept.Tree // nil: path calls are not trapped
+	cwds cwds
+	path [maxPath]byte // of the call at hand
+
 	pids  pidfds
 	pause [2]int // a pipe: writing wakes the receiver to end
 
@@ -47,9 +51,15 @@ type Supervisor struct {
 	running sync.WaitGroup // the receiver
 }
 
-// Start begins to answer the calls that arrive on the listener, which it owns from now on.
-func Start(l sys.Listener, h intercept.Handler) (*Supervisor, error) {
-	s := &Supervisor{l: l, h: h}
+// Start begins to answer the calls that arrive on the listener, which it owns from now on. tree is
+// for Options.Paths, else nil.
+func Start(l sys.Listener, h intercept.Handler, tree intercept.Tree) (*Supervisor, error) {
+	s := &Supervisor{l: l, h: h, tree: tree}
+	if tree != nil {
+		if err := s.cwds.init(tree.Root()); err != nil {
+			return nil, err
+		}
+	}
 	if err := unix.Pipe2(s.pause[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("start supervisor: %w", err)
 	}
@@ -123,6 +133,12 @@ type task struct {
 	nr   int32
 	name string
 	args [6]uint64
+}
+
+// readTask fills b from the memory of the task at addr.
+func (s *Supervisor) readTask(t *task, addr uint64, b []byte) bool {
+	n, err := sys.ReadTask(t.tid, addr, b)
+	return err == nil && n == len(b)
 }
 
 // fd is argument i as a descriptor.

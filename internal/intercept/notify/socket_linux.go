@@ -12,21 +12,23 @@ import (
 )
 
 // pidfds keeps a pidfd for each thread that made a call, so that taking a socket costs one call
-// and not three. A pidfd names its thread for ever: when the thread is gone it says ESRCH, and the
-// number may have been given to another. Before Linux 6.9 there is none for a thread that does not
-// lead its group; the leader's would outlive the thread, so nothing is kept then.
+// and not three, and its process's id. A pidfd names its thread for ever: when the thread is gone it
+// says ESRCH, and the number may have been given to another. Before Linux 6.9 there is none for a
+// thread that does not lead its group; such threads are looked at anew each time.
 type pidfds struct {
-	threads bool // PIDFD_THREAD is there
-	byTID   map[int]int
+	flags int // PIDFD_THREAD where it is there
+	byTID map[int]thread
 }
+
+type thread struct{ fd, group int }
 
 const maxPidfds = 256
 
 func (p *pidfds) init() {
-	p.byTID = make(map[int]int)
+	p.byTID = make(map[int]thread)
 	if fd, err := unix.PidfdOpen(os.Getpid(), sys.PidfdThread); err == nil {
 		unix.Close(fd)
-		p.threads = true
+		p.flags = sys.PidfdThread
 	}
 }
 
@@ -37,39 +39,67 @@ func (p *pidfds) close() {
 }
 
 func (p *pidfds) drop(tid int) {
-	if fd, ok := p.byTID[tid]; ok {
-		unix.Close(fd)
+	if t, ok := p.byTID[tid]; ok {
+		unix.Close(t.fd)
 		delete(p.byTID, tid)
 	}
 }
 
+// get returns what is kept of thread tid; old says that it was kept before, so that the thread may
+// be another one by now. An error: there can be no pidfd for it.
+func (p *pidfds) get(tid int) (t thread, old bool, err error) {
+	if t, old = p.byTID[tid]; old {
+		return t, true, nil
+	}
+	if len(p.byTID) >= maxPidfds {
+		for other := range p.byTID {
+			p.drop(other)
+			break
+		}
+	}
+	if t.fd, err = unix.PidfdOpen(tid, p.flags); err == nil {
+		p.byTID[tid] = t
+	}
+	return t, false, err
+}
+
 // getfd returns our copy of descriptor fd of thread tid. The caller asks Valid afterwards.
 func (p *pidfds) getfd(tid, fd int) (int, error) {
-	if !p.threads {
-		return takeFD(tid, fd)
+	if p.flags == 0 {
+		return takeFD(tid, fd) // a leader's pidfd would outlive the thread
 	}
-	for fresh := false; ; fresh = true {
-		pfd, ok := p.byTID[tid]
-		if !ok {
-			if len(p.byTID) >= maxPidfds {
-				for old := range p.byTID {
-					p.drop(old)
-					break
-				}
-			}
-			var err error
-			if pfd, err = unix.PidfdOpen(tid, sys.PidfdThread); err != nil {
-				return -1, err
-			}
-			p.byTID[tid] = pfd
+	for {
+		t, old, err := p.get(tid)
+		if err != nil {
+			return -1, err
 		}
-		got, err := unix.PidfdGetfd(pfd, fd, 0)
-		if err == unix.ESRCH && ok && !fresh {
+		got, err := unix.PidfdGetfd(t.fd, fd, 0)
+		if err == unix.ESRCH && old {
 			p.drop(tid)
 			continue
 		}
 		return got, err
 	}
+}
+
+// group returns the process of a thread that waits in a call; ok is false where that would have to
+// be looked up each time.
+func (p *pidfds) group(tid int) (tgid int, ok bool) {
+	t, old, err := p.get(tid)
+	if old && unix.PidfdSendSignal(t.fd, 0, nil, 0) != nil {
+		p.drop(tid)
+		t, _, err = p.get(tid)
+	}
+	if err != nil {
+		return 0, false
+	}
+	if t.group == 0 {
+		if t.group, err = threadGroup(tid); err != nil {
+			return 0, false
+		}
+		p.byTID[tid] = t
+	}
+	return t.group, true
 }
 
 // takeFD is getfd without a cache, for any goroutine.

@@ -37,7 +37,12 @@ func (s *Supervisor) connect(t *task) {
 	}
 	switch a.family {
 	case unix.AF_UNIX:
-		s.finish(t, nil, s.h.ConnectUnix(a.path))
+		path, other := s.unixPath(t, a.path)
+		if other {
+			s.l.Answer(t.id, 0, unix.ENOENT) // what is seen of the tree's sockets is their names
+			return
+		}
+		s.finish(t, nil, s.h.ConnectUnix(path))
 	case unix.AF_INET, unix.AF_INET6, unix.AF_UNSPEC:
 		if sock := s.socket(t); sock != nil {
 			s.finish(t, sock, s.h.Connect(sock, a.ip))
@@ -52,6 +57,12 @@ func (s *Supervisor) bind(t *task) {
 	if !ok {
 		return
 	}
+	if a.family == unix.AF_UNIX {
+		if _, other := s.unixPath(t, a.path); other {
+			s.l.Answer(t.id, 0, unix.EROFS)
+			return
+		}
+	}
 	if a.family != unix.AF_INET && a.family != unix.AF_INET6 {
 		s.l.Continue(t.id)
 		return
@@ -59,6 +70,25 @@ func (s *Supervisor) bind(t *task) {
 	if sock := s.socket(t); sock != nil {
 		s.finish(t, sock, s.h.Bind(sock, a.ip))
 	}
+}
+
+// unixPath makes the path of a unix socket absolute where path calls are trapped, and says whether
+// it is the tree's.
+func (s *Supervisor) unixPath(t *task, p string) (abs string, other bool) {
+	if s.tree == nil || p == "" || p[0] == '@' {
+		return p, false
+	}
+	if p[0] != '/' {
+		dir, inside, err := s.cwd(t.tid)
+		if err != nil {
+			return p, false
+		}
+		p = dir + "/" + p
+		if inside {
+			return p, true
+		}
+	}
+	return p, s.otherUnclean(p)
 }
 
 func (s *Supervisor) listen(t *task) {

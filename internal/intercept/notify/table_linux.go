@@ -17,9 +17,10 @@ type call struct {
 	handle func(*Supervisor, *task)
 }
 
-// calls is the table of everything that is trapped. What is not here costs the program nothing:
-// close, dup, fork, read, write and their kind must never be, see the package comment.
-var calls = []call{
+// calls is the table of everything that is trapped; the path calls are in paths_linux.go. What is
+// not here costs the program nothing: close, dup, fork, read, write and their kind must never be,
+// see the package comment.
+var calls = append([]call{
 	{name: "connect", nr: unix.SYS_CONNECT, handle: (*Supervisor).connect},
 	{name: "bind", nr: unix.SYS_BIND, handle: (*Supervisor).bind},
 	{name: "listen", nr: unix.SYS_LISTEN, handle: (*Supervisor).listen},
@@ -37,7 +38,7 @@ var calls = []call{
 	{name: "recvmsg", nr: unix.SYS_RECVMSG, handle: (*Supervisor).recvmsg},
 	{name: "recvmmsg", nr: unix.SYS_RECVMMSG, handle: (*Supervisor).recvmmsg},
 	{name: "uname", nr: unix.SYS_UNAME, when: func(o Options) bool { return o.Uname }, handle: (*Supervisor).uname},
-}
+}, pathCalls()...)
 
 // byNumber finds a row; the filter lets no other number come.
 var byNumber = func() map[int32]*call {

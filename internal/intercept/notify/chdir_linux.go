@@ -1,0 +1,297 @@
+package notify
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/sys"
+)
+
+// The working directory. It is the kernel's, also in the tree: a chdir to a directory of the tree's
+// is made by the thread itself, with an fchdir that we lead it to by ptrace, so fork, exec and
+// relative paths of every kind need no book-keeping of ours. What we need to know is which calls
+// have a relative path that is the tree's, and that is remembered per process until it moves.
+
+// cwds is what is known of working directories. The receiver owns it.
+type cwds struct {
+	dev    uint64 // the tree's st_dev
+	byTGID map[int]cwd
+	// moving is the thread of a process that has been let into chdir or fchdir: until it makes
+	// another call nobody knows whether it has moved already.
+	moving map[int]int
+}
+
+type cwd struct {
+	path   string
+	inside bool // in the tree
+}
+
+const maxCwds = 512
+
+func (c *cwds) init(root int) error {
+	c.byTGID, c.moving = make(map[int]cwd), make(map[int]int)
+	var st unix.Stat_t
+	if r := statOf(root, unix.AT_STATX_DONT_SYNC); r.errno != 0 {
+		return fmt.Errorf("stat the tree's root: %w", r.errno)
+	} else {
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&st)), unsafe.Sizeof(st)), r.memory)
+	}
+	c.dev = uint64(st.Dev)
+	return nil
+}
+
+// settle notes that a thread has come back.
+func (s *Supervisor) settle(tid int) {
+	if len(s.cwds.moving) == 0 {
+		return
+	}
+	if tgid, ok := s.pids.group(tid); ok && s.cwds.moving[tgid] == tid {
+		delete(s.cwds.moving, tgid)
+	}
+}
+
+// moved forgets where a thread's process is.
+func (s *Supervisor) moved(tid int) {
+	tgid, ok := s.pids.group(tid)
+	if !ok {
+		clear(s.cwds.byTGID) // no way to tell whose it is
+		return
+	}
+	delete(s.cwds.byTGID, tgid)
+	if len(s.cwds.moving) > maxCwds {
+		clear(s.cwds.moving) // of threads that never came back
+		clear(s.cwds.byTGID)
+	}
+	s.cwds.moving[tgid] = tid
+}
+
+// cwd returns the working directory of a thread.
+func (s *Supervisor) cwd(tid int) (dir string, inside bool, err error) {
+	tgid, known := s.pids.group(tid)
+	if known {
+		if c, ok := s.cwds.byTGID[tgid]; ok {
+			return c.path, c.inside, nil
+		}
+	}
+	link := "/proc/" + strconv.Itoa(tid) + "/cwd"
+	if dir, err = os.Readlink(link); err != nil {
+		return "", false, err
+	}
+	dir = strings.TrimSuffix(dir, " (deleted)")
+	var st unix.Stat_t
+	p, err := unix.BytePtrFromString(link)
+	if err != nil {
+		return "", false, err
+	}
+	if _, _, e := unix.Syscall6(sysNewfstatat, 0, uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(&st)), unix.AT_STATX_DONT_SYNC, 0, 0); e != 0 {
+		return "", false, e
+	}
+	inside = uint64(st.Dev) == s.cwds.dev
+	if _, moves := s.cwds.moving[tgid]; known && !moves {
+		if len(s.cwds.byTGID) >= maxCwds {
+			clear(s.cwds.byTGID)
+		}
+		s.cwds.byTGID[tgid] = cwd{dir, inside}
+	}
+	return dir, inside, nil
+}
+
+func (s *Supervisor) fchdir(t *task) {
+	s.moved(t.tid)
+	s.l.Continue(t.id)
+}
+
+func (s *Supervisor) getcwd(t *task) {
+	s.settle(t.tid)
+	dir, inside, err := s.cwd(t.tid)
+	if err != nil || !inside {
+		s.l.Continue(t.id)
+		return
+	}
+	if uint64(len(dir)) >= t.args[1] {
+		s.l.Answer(t.id, 0, unix.ERANGE)
+		return
+	}
+	s.finishPath(t, result{val: int64(len(dir) + 1), memory: append([]byte(dir), 0), addr: t.args[0]})
+}
+
+func (s *Supervisor) chdir(t *task) {
+	name, other, ok := s.whose(t, 0)
+	if !ok {
+		return
+	}
+	if !other {
+		s.moved(t.tid)
+		s.l.Continue(t.id)
+		return
+	}
+	s.at(t, name, true, func(p place) result {
+		// Not O_PATH, which ADDFD refuses (EBADF): so a directory that may be searched but not read
+		// cannot be entered.
+		fd, errno := open(p.fd, ".", &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC})
+		if errno != 0 {
+			return fails(errno) // ENOTDIR, or EACCES
+		}
+		return result{enter: fd}
+	})
+}
+
+// enter makes dir the working directory of the thread whose chdir waits, and ends that call.
+//
+// The thread is stopped on its way back from the call, and led once more through its own system
+// call instruction, with fchdir and a copy of dir, then with close. The copy is put into it before,
+// and is close-on-exec. All signals wait meanwhile. A thread that somebody else traces cannot be
+// led: its chdir fails with EPERM, and we say why.
+func (s *Supervisor) enter(t *task, dir int) {
+	runtime.LockOSThread() // ptrace belongs to the thread
+	defer runtime.UnlockOSThread()
+	if err := unix.PtraceSeize(t.tid); err != nil {
+		if !errors.Is(err, unix.ESRCH) {
+			err = fault.With(fmt.Errorf("lead it to a directory of the target's: %w", err),
+				"without a debugger on it, and with sysctl kernel.yama.ptrace_scope 0 or 1 (or --files mount)")
+		}
+		s.trouble(t, unix.EPERM, err)
+		return
+	}
+	l := lead{tid: t.tid}
+	defer l.release()
+	fd, err := s.l.AddFD(t.id, dir)
+	if err != nil {
+		if e, ok := err.(unix.Errno); ok {
+			s.l.Answer(t.id, 0, e)
+		}
+		return
+	}
+	if err := unix.PtraceInterrupt(t.tid); err != nil {
+		s.l.Answer(t.id, 0, unix.EPERM)
+		return
+	}
+	// It stops before it is back in its own code. Should the call have been interrupted meanwhile,
+	// nobody takes the answer, and it stops all the same.
+	s.l.Answer(t.id, 0, 0)
+	err = l.chdir(fd)
+	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ECHILD) {
+		s.h.Trouble(fmt.Errorf("chdir of thread %d: %w", t.tid, err))
+	}
+}
+
+// lead is a thread that we trace.
+type lead struct {
+	tid     int
+	stopped bool
+}
+
+func (l *lead) release() {
+	if !l.stopped {
+		_ = unix.PtraceInterrupt(l.tid)
+		_, _ = l.wait()
+	}
+	_ = unix.PtraceDetach(l.tid)
+}
+
+// wait waits for the thread's next stop.
+func (l *lead) wait() (unix.WaitStatus, error) {
+	for {
+		var ws unix.WaitStatus
+		_, err := unix.Wait4(l.tid, &ws, unix.WALL, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return ws, err
+		}
+		if !ws.Stopped() {
+			return ws, unix.ESRCH
+		}
+		l.stopped = true
+		return ws, nil
+	}
+}
+
+// chdir leads the thread, stopped or about to stop, through fchdir(fd) and close(fd).
+func (l *lead) chdir(fd int) error {
+	if _, err := l.wait(); err != nil {
+		return err
+	}
+	if err := unix.PtraceSetOptions(l.tid, unix.PTRACE_O_TRACESYSGOOD); err != nil {
+		return err
+	}
+	regs, err := getRegisters(l.tid)
+	if err != nil {
+		return err
+	}
+	var mask, all uint64
+	all = ^uint64(0)
+	if err := ptraceMask(unix.PTRACE_GETSIGMASK, l.tid, &mask); err != nil {
+		return err
+	}
+	if err := ptraceMask(unix.PTRACE_SETSIGMASK, l.tid, &all); err != nil {
+		return err
+	}
+	code := make([]byte, len(callInstruction))
+	if n, err := sys.ReadTask(l.tid, uint64(regs.callAddress()), code); err != nil || n != len(code) || string(code) != callInstruction {
+		err = errors.New("the call was made by no ordinary instruction")
+		return errors.Join(err, l.restore(regs, mask, unix.ENOSYS))
+	}
+	var errno unix.Errno
+	ret, err := l.call(regs, unix.SYS_FCHDIR, uintptr(fd))
+	if err != nil {
+		return err
+	}
+	if ret < 0 {
+		errno = unix.Errno(-ret)
+	}
+	if _, err := l.call(regs, unix.SYS_CLOSE, uintptr(fd)); err != nil {
+		return err
+	}
+	return l.restore(regs, mask, errno)
+}
+
+// restore puts the thread back where its call ended, with the call's result.
+func (l *lead) restore(regs registers, mask uint64, errno unix.Errno) error {
+	r := regs
+	r.setResult(-int64(errno))
+	return errors.Join(r.set(l.tid), ptraceMask(unix.PTRACE_SETSIGMASK, l.tid, &mask))
+}
+
+// call makes the stopped thread execute one system call, and returns its result.
+func (l *lead) call(regs registers, nr uintptr, arg uintptr) (int64, error) {
+	r := regs
+	r.setCall(nr, arg)
+	if err := r.set(l.tid); err != nil {
+		return 0, err
+	}
+	const syscallStop = unix.SIGTRAP | 0x80
+	for stops := 0; stops < 2; {
+		if err := unix.PtraceSyscall(l.tid, 0); err != nil {
+			return 0, err
+		}
+		l.stopped = false
+		ws, err := l.wait()
+		if err != nil {
+			return 0, err
+		}
+		if ws.StopSignal() == syscallStop {
+			stops++
+		}
+		// Any other stop, of a stopped group, is passed over.
+	}
+	after, err := getRegisters(l.tid)
+	return after.result(), err
+}
+
+func ptraceMask(request, tid int, mask *uint64) error {
+	_, _, e := unix.RawSyscall6(unix.SYS_PTRACE, uintptr(request), uintptr(tid), 8, uintptr(unsafe.Pointer(mask)), 0, 0)
+	if e != 0 {
+		return e
+	}
+	return nil
+}

@@ -1,0 +1,543 @@
+package notify
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/intercept"
+)
+
+// This file looks things up in the tree. Everything in it may wait for whoever serves the tree, so
+// it runs on goroutines of holds; the one exception is quick, which never waits.
+
+// place is where a path has led to.
+type place struct {
+	fd   int // O_PATH
+	name string
+	here bool // this machine's: fd is of its own file system
+}
+
+func (p place) close() { unix.Close(p.fd) }
+
+// look opens a name in the tree with O_PATH. The kernel's own walk, links and "..", with the tree's
+// root as "/".
+func look(tree intercept.Tree, name string, follow bool, resolve uint64) (int, unix.Errno) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | resolve}
+	if !follow {
+		how.Flags |= unix.O_NOFOLLOW
+	}
+	return open(tree.Root(), name, &how)
+}
+
+// open is openat2, once more where the kernel asks for it: a rename during a walk with "..".
+func open(dir int, name string, how *unix.OpenHow) (int, unix.Errno) {
+	for range 100 {
+		fd, err := unix.Openat2(dir, name, how)
+		switch err {
+		case nil:
+			return fd, 0
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			if how.Resolve&resolveCached == 0 {
+				continue
+			}
+		}
+		return -1, err.(unix.Errno)
+	}
+	return -1, unix.EAGAIN
+}
+
+// resolveCached is RESOLVE_CACHED (Linux 5.12).
+const resolveCached = 0x20
+
+// quick looks a name up in the kernel's caches alone. EAGAIN: that is not enough.
+func quick(tree intercept.Tree, name string, follow bool) (int, unix.Errno) {
+	fd, errno := look(tree, name, follow, resolveCached|unix.RESOLVE_NO_SYMLINKS)
+	if errno == unix.ELOOP || errno == unix.EINVAL { // EINVAL: before Linux 5.12
+		errno = unix.EAGAIN
+	}
+	return fd, errno
+}
+
+// walk finds out where name leads for thread tid, which matters where a link or ".." of the tree's
+// leads to a path of this machine's.
+func walk(tree intercept.Tree, tid int, name string, follow bool) (place, unix.Errno) {
+	fd, errno := look(tree, name, follow, unix.RESOLVE_NO_SYMLINKS)
+	real := path.Clean(name)
+	if errno == unix.ELOOP {
+		if fd, errno = look(tree, name, follow, 0); errno == 0 {
+			var err error
+			if real, err = os.Readlink("/proc/self/fd/" + strconv.Itoa(fd)); err != nil {
+				unix.Close(fd)
+				return place{}, unix.EIO
+			}
+		}
+	}
+	if errno != 0 {
+		return place{}, errno
+	}
+	if tree.Other(real) {
+		return place{fd: fd, name: real}, 0
+	}
+	unix.Close(fd)
+	return here(tid, real)
+}
+
+// here finds a path of this machine's for a thread, for which it must be one of our own user: what
+// we open on its behalf is opened with our rights.
+func here(tid int, name string) (place, unix.Errno) {
+	if errno := sameUser(tid); errno != 0 {
+		return place{}, errno
+	}
+	// What the tree shows of /proc is us; the program means itself.
+	if rest, ok := strings.CutPrefix(name, "/proc/"+strconv.Itoa(os.Getpid())); ok && (rest == "" || rest[0] == '/') {
+		name = fmt.Sprintf("/proc/%d%s", tid, rest)
+	}
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return place{}, err.(unix.Errno)
+	}
+	return place{fd: fd, name: name, here: true}, 0
+}
+
+// sameUser refuses a thread that has become somebody else.
+func sameUser(tid int) unix.Errno {
+	st, errno := status(tid, "Uid", "Gid")
+	if errno != 0 {
+		return errno
+	}
+	for i, own := range []int{os.Geteuid(), os.Getegid()} {
+		f := strings.Fields(st[i]) // real, effective, saved, file system
+		if len(f) != 4 || f[3] != strconv.Itoa(own) {
+			return unix.EACCES
+		}
+	}
+	return 0
+}
+
+// status returns lines of /proc/TID/status by their keys.
+func status(tid int, keys ...string) ([]string, unix.Errno) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	if err != nil {
+		return nil, unix.ESRCH
+	}
+	out := make([]string, len(keys))
+	for i, k := range keys {
+		_, rest, _ := strings.Cut(string(b), "\n"+k+":\t")
+		out[i], _, _ = strings.Cut(rest, "\n")
+	}
+	return out, 0
+}
+
+// later runs f, which may wait for the tree, and finishes the call with what it returns. When a
+// signal interrupts the call f runs on to its end and its result is dropped: the call comes again.
+func (s *Supervisor) later(t *task, f func() result) {
+	s.holds.add(t, func(ctx context.Context) {
+		done := make(chan result)
+		go func() {
+			r := f()
+			select {
+			case done <- r:
+			case <-ctx.Done():
+				for _, fd := range []int{r.fd, r.enter} {
+					if fd != 0 {
+						unix.Close(fd)
+					}
+				}
+			}
+		}()
+		select {
+		case r := <-done:
+			s.finishPath(t, r)
+		case <-ctx.Done():
+			s.end(ctx, t, intercept.Fail(unix.EINTR))
+		}
+	})
+}
+
+// at runs f on where name leads.
+func (s *Supervisor) at(t *task, name string, follow bool, f func(place) result) {
+	tree, tid := s.tree, t.tid
+	s.later(t, func() result {
+		p, errno := walk(tree, tid, name, follow)
+		if errno != 0 {
+			return fails(errno)
+		}
+		defer p.close()
+		return f(p)
+	})
+}
+
+// in runs f on the directory that name is in, and its last part, for calls that make or remove names.
+func (s *Supervisor) in(t *task, name string, f func(dir int, base string) unix.Errno) {
+	tree, tid := s.tree, t.tid
+	s.later(t, func() result {
+		p, base, errno := parent(tree, tid, name)
+		if errno != 0 {
+			return fails(errno)
+		}
+		defer p.close()
+		return fails(f(p.fd, base))
+	})
+}
+
+// parent finds the directory that name is in. A slash at the end stays with the last part.
+func parent(tree intercept.Tree, tid int, name string) (place, string, unix.Errno) {
+	i := strings.LastIndexByte(strings.TrimRight(name, "/"), '/')
+	if i < 0 {
+		i = 0 // "/" itself
+	}
+	p, errno := walk(tree, tid, name[:i+1], true)
+	base := name[i+1:]
+	if base == "" {
+		base = "."
+	}
+	// A slash at the end means a directory, and that a link is followed: with one from the tree to
+	// this machine the parent's own side counts.
+	return p, base, errno
+}
+
+// emptyPath is "" for calls on a descriptor.
+var emptyPath = [1]byte{}
+
+// statOf is newfstatat(2) on fd as the kernel fills it in.
+func statOf(fd, flags int) result {
+	b := make([]byte, unsafe.Sizeof(unix.Stat_t{}))
+	_, _, e := unix.Syscall6(sysNewfstatat, uintptr(fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(unsafe.Pointer(&b[0])), uintptr(unix.AT_EMPTY_PATH|flags), 0, 0)
+	return result{errno: e, memory: b}
+}
+
+// stat is the stat family: the path's and the buffer's argument, and flags as of newfstatat(2).
+func (s *Supervisor) stat(t *task, path, buf, flags int) {
+	s.attributes(t, path, flags, func(fd, sync int) result {
+		r := statOf(fd, sync)
+		r.addr = t.args[buf]
+		return r
+	})
+}
+
+func (s *Supervisor) statx(t *task) {
+	mask := t.args[3]
+	s.attributes(t, 1, int(int32(t.args[2])), func(fd, sync int) result {
+		b := make([]byte, unsafe.Sizeof(unix.Statx_t{}))
+		_, _, e := unix.Syscall6(unix.SYS_STATX, uintptr(fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(unix.AT_EMPTY_PATH|sync), uintptr(mask), uintptr(unsafe.Pointer(&b[0])), 0)
+		return result{errno: e, memory: b, addr: t.args[4]}
+	})
+}
+
+// attributes answers at once what the kernel has cached: a name's attributes come with the name and
+// are believed as long.
+func (s *Supervisor) attributes(t *task, path, flags int, get func(fd, sync int) result) {
+	name, ok := s.find(t, path)
+	if !ok {
+		return
+	}
+	follow := flags&unix.AT_SYMLINK_NOFOLLOW == 0
+	if name != "/" { // which no look-up leads to
+		fd, errno := quick(s.tree, name, follow)
+		if errno == 0 && s.treesOwn(name) {
+			r := get(fd, unix.AT_STATX_DONT_SYNC)
+			unix.Close(fd)
+			s.finishPath(t, r)
+			return
+		}
+		if errno == 0 {
+			unix.Close(fd)
+		} else if errno != unix.EAGAIN {
+			s.l.Answer(t.id, 0, errno)
+			return
+		}
+	}
+	s.at(t, name, follow, func(p place) result { return get(p.fd, 0) })
+}
+
+// treesOwn says whether a name that was found without a link is the tree's own.
+func (s *Supervisor) treesOwn(name string) bool {
+	return s.tree.Other(path.Clean(name))
+}
+
+func (s *Supervisor) access(t *task, path, mode, flags int) {
+	name, ok := s.find(t, path)
+	if !ok {
+		return
+	}
+	want := uint32(t.args[mode])
+	s.at(t, name, flags&unix.AT_SYMLINK_NOFOLLOW == 0, func(p place) result {
+		_, _, e := unix.Syscall6(unix.SYS_FACCESSAT2, uintptr(p.fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(want), uintptr(unix.AT_EMPTY_PATH|flags&unix.AT_EACCESS), 0, 0)
+		return fails(e)
+	})
+}
+
+func (s *Supervisor) readlink(t *task, path, buf, size int) {
+	name, ok := s.find(t, path)
+	if !ok {
+		return
+	}
+	n := int(int32(t.args[size]))
+	if n <= 0 {
+		s.l.Answer(t.id, 0, unix.EINVAL)
+		return
+	}
+	s.at(t, name, false, func(p place) result {
+		b := make([]byte, min(n, maxPath))
+		got, _, e := unix.Syscall6(unix.SYS_READLINKAT, uintptr(p.fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0)
+		if e == unix.ENOENT { // what the kernel says of an O_PATH descriptor that is no link
+			e = unix.EINVAL
+		}
+		if e != 0 {
+			return fails(e)
+		}
+		return result{val: int64(got), memory: b[:got], addr: t.args[buf]}
+	})
+}
+
+func (s *Supervisor) statfs(t *task) {
+	name, ok := s.find(t, 0)
+	if !ok {
+		return
+	}
+	s.at(t, name, true, func(p place) result {
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(p.fd, &st); err != nil {
+			return fails(err.(unix.Errno))
+		}
+		return result{memory: unsafe.Slice((*byte)(unsafe.Pointer(&st)), unsafe.Sizeof(st)), addr: t.args[1]}
+	})
+}
+
+// watch adds an inotify watch: to the program's own instance, which we share for the moment.
+func (s *Supervisor) watch(t *task) {
+	name, ok := s.find(t, 1)
+	if !ok {
+		return
+	}
+	num, mask, tid := t.fd(0), uint32(t.args[2]), t.tid
+	s.at(t, name, mask&unix.IN_DONT_FOLLOW == 0, func(p place) result {
+		ifd, err := takeFD(tid, num)
+		if err != nil {
+			return fails(unix.EBADF)
+		}
+		defer unix.Close(ifd)
+		wd, err := unix.InotifyAddWatch(ifd, "/proc/self/fd/"+strconv.Itoa(p.fd), mask&^unix.IN_DONT_FOLLOW)
+		if err != nil {
+			return fails(err.(unix.Errno))
+		}
+		return result{val: int64(wd)}
+	})
+}
+
+// The flags that open(2) and openat(2) look at; they ignore all others, which openat2(2) refuses.
+const openFlags = unix.O_ACCMODE | unix.O_CREAT | unix.O_EXCL | unix.O_NOCTTY | unix.O_TRUNC | unix.O_APPEND | unix.O_NONBLOCK |
+	unix.O_SYNC | unix.O_ASYNC | unix.O_DIRECT | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_NOATIME | unix.O_CLOEXEC | unix.O_PATH | unix.O_TMPFILE
+
+// oldHow turns the arguments of open(2) into those of openat2(2).
+func oldHow(flags, mode uint64) unix.OpenHow {
+	flags &= openFlags
+	if flags&unix.O_PATH != 0 {
+		flags &= unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	} else {
+		flags |= largeFile
+	}
+	how := unix.OpenHow{Flags: flags}
+	if flags&(unix.O_CREAT|unix.O_TMPFILE&^unix.O_DIRECTORY) != 0 {
+		how.Mode = mode & 0o7777
+	}
+	return how
+}
+
+func (s *Supervisor) openat(t *task) { s.open(t, 1, oldHow(t.args[2], t.args[3])) }
+
+func (s *Supervisor) openat2(t *task) {
+	var how unix.OpenHow
+	b := unsafe.Slice((*byte)(unsafe.Pointer(&how)), unsafe.Sizeof(how))
+	const stays = unix.RESOLVE_BENEATH | unix.RESOLVE_IN_ROOT // relative to a directory that is not ours
+	if t.args[3] != uint64(len(b)) || !s.readTask(t, t.args[2], b) || how.Resolve&stays != 0 {
+		s.l.Continue(t.id)
+		return
+	}
+	s.open(t, 1, how)
+}
+
+func (s *Supervisor) open(t *task, arg int, how unix.OpenHow) {
+	name, ok := s.find(t, arg)
+	if !ok {
+		return
+	}
+	tree, tid := s.tree, t.tid
+	s.later(t, func() result {
+		fd, errno := openAt(tree, tid, name, how)
+		if errno != 0 {
+			return fails(errno)
+		}
+		return result{fd: fd, cloexec: how.Flags&unix.O_CLOEXEC != 0}
+	})
+}
+
+// openAt opens name as the program asked for. The descriptor is never 0.
+func openAt(tree intercept.Tree, tid int, name string, how unix.OpenHow) (int, unix.Errno) {
+	ours := how
+	ours.Resolve |= unix.RESOLVE_IN_ROOT
+	// Not O_PATH, which ADDFD refuses (EBADF): the program gets a descriptor that can be read, too,
+	// and none for a link itself (ELOOP).
+	ours.Flags = ours.Flags&^unix.O_PATH | unix.O_CLOEXEC | largeFile |
+		unix.O_NOCTTY | unix.O_NONBLOCK // a pipe without a writer would hold us up
+	plain := ours
+	plain.Resolve |= unix.RESOLVE_NO_SYMLINKS
+	give := func(fd int, errno unix.Errno) (int, unix.Errno) {
+		if errno == 0 && how.Flags&unix.O_NONBLOCK == 0 {
+			if fl, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err == nil {
+				unix.FcntlInt(uintptr(fd), unix.F_SETFL, fl&^unix.O_NONBLOCK)
+			}
+		}
+		return fd, errno
+	}
+	real := path.Clean(name)
+	if tree.Other(real) {
+		fd, errno := open(tree.Root(), name, &plain)
+		if errno != unix.ELOOP || how.Resolve&unix.RESOLVE_NO_SYMLINKS != 0 {
+			return give(fd, errno)
+		}
+	}
+	// A link is on the way, or "..": where does it lead?
+	follow := how.Flags&unix.O_NOFOLLOW == 0 && how.Flags&(unix.O_CREAT|unix.O_EXCL) != unix.O_CREAT|unix.O_EXCL
+	p, errno := walk(tree, tid, name, follow)
+	if errno == unix.ENOENT && how.Flags&unix.O_CREAT != 0 {
+		dir, base, derrno := parent(tree, tid, name)
+		if derrno != 0 {
+			return -1, derrno
+		}
+		defer dir.close()
+		if dir.here {
+			return give(openHere(tid, dir, base, ours))
+		}
+		return give(open(dir.fd, base, &unix.OpenHow{Flags: ours.Flags, Mode: ours.Mode}))
+	}
+	if errno != 0 {
+		return -1, errno
+	}
+	defer p.close()
+	if !p.here {
+		return give(open(tree.Root(), p.name, &plain))
+	}
+	dir, errno := here(tid, path.Dir(p.name))
+	if errno != 0 {
+		return -1, errno
+	}
+	defer dir.close()
+	return give(openHere(tid, dir, path.Base(p.name), ours))
+}
+
+// openHere opens a file of this machine's to which a path of the tree's has led.
+func openHere(tid int, dir place, base string, how unix.OpenHow) (int, unix.Errno) {
+	how.Resolve = 0
+	if how.Mode != 0 {
+		st, errno := status(tid, "Umask")
+		if errno != 0 {
+			return -1, errno
+		}
+		mask, _ := strconv.ParseUint(st[0], 8, 32)
+		how.Mode &^= mask
+	}
+	return open(dir.fd, base, &how)
+}
+
+func (s *Supervisor) mkdir(t *task, path, mode int) {
+	if name, ok := s.find(t, path); ok {
+		m := uint32(t.args[mode])
+		s.in(t, name, func(dir int, base string) unix.Errno { return errnoOf(unix.Mkdirat(dir, base, m)) })
+	}
+}
+
+func (s *Supervisor) mknod(t *task, path, mode, dev int) {
+	if name, ok := s.find(t, path); ok {
+		m, d := uint32(t.args[mode]), int(t.args[dev])
+		s.in(t, name, func(dir int, base string) unix.Errno { return errnoOf(unix.Mknodat(dir, base, m, d)) })
+	}
+}
+
+func (s *Supervisor) unlink(t *task, path, flags int) {
+	if name, ok := s.find(t, path); ok {
+		s.in(t, name, func(dir int, base string) unix.Errno { return errnoOf(unix.Unlinkat(dir, base, flags)) })
+	}
+}
+
+func (s *Supervisor) symlink(t *task, target, path int) {
+	name, ok := s.find(t, path)
+	if !ok {
+		return
+	}
+	p, there, err := readPath(t.tid, t.args[target], s.path[:])
+	if err != nil || !there {
+		s.l.Continue(t.id)
+		return
+	}
+	to := string(p)
+	s.in(t, name, func(dir int, base string) unix.Errno { return errnoOf(unix.Symlinkat(to, dir, base)) })
+}
+
+func (s *Supervisor) rename(t *task, from, to int, flags uint) {
+	s.two(t, from, to, func(d1 int, b1 string, d2 int, b2 string) unix.Errno {
+		return errnoOf(unix.Renameat2(d1, b1, d2, b2, flags))
+	})
+}
+
+func (s *Supervisor) link(t *task, from, to int) {
+	s.two(t, from, to, func(d1 int, b1 string, d2 int, b2 string) unix.Errno {
+		return errnoOf(unix.Linkat(d1, b1, d2, b2, 0))
+	})
+}
+
+// two runs f on the directories of two names.
+func (s *Supervisor) two(t *task, i, j int, f func(d1 int, b1 string, d2 int, b2 string) unix.Errno) {
+	a, b, ok := s.both(t, i, j)
+	if !ok {
+		return
+	}
+	tree, tid := s.tree, t.tid
+	s.later(t, func() result {
+		p, pb, errno := parent(tree, tid, a)
+		if errno != 0 {
+			return fails(errno)
+		}
+		defer p.close()
+		q, qb, errno := parent(tree, tid, b)
+		if errno != 0 {
+			return fails(errno)
+		}
+		defer q.close()
+		return fails(f(p.fd, pb, q.fd, qb))
+	})
+}
+
+// change refuses to change what is the tree's; what is not there is not there.
+func (s *Supervisor) change(t *task, path int, follow bool) {
+	if name, ok := s.find(t, path); ok {
+		s.at(t, name, follow, func(place) result { return fails(unix.EROFS) })
+	}
+}
+
+// attribute answers the extended attributes, of which the tree has none.
+func (s *Supervisor) attribute(t *task, follow bool) {
+	if name, ok := s.find(t, 0); ok {
+		s.at(t, name, follow, func(place) result { return fails(unix.EOPNOTSUPP) })
+	}
+}
+
+func errnoOf(err error) unix.Errno {
+	if err == nil {
+		return 0
+	}
+	if e, ok := err.(syscall.Errno); ok {
+		return e
+	}
+	return unix.EIO
+}

@@ -1,0 +1,102 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/intercept/mountns"
+)
+
+// DetachedTree makes the pod's tree without a place in any namespace (mountns.Detached): by
+// ourselves where we have the right, else by a helper that makes a user namespace, mounts there,
+// hands over what it has and ends.
+func DetachedTree() (fuse, root int, err error) {
+	if Admin() {
+		return mountns.Detached(os.Getuid(), os.Getgid(), true)
+	}
+	ours, theirs, err := socketpair("mounter")
+	if err != nil {
+		return -1, -1, err
+	}
+	defer ours.Close()
+	uid, gid := os.Getuid(), os.Getgid()
+	pid, err := spawn(wordMounter, &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}},
+		AmbientCaps: []uintptr{unix.CAP_SYS_ADMIN},
+	}, int(theirs.Fd()))
+	theirs.Close()
+	if err != nil {
+		return -1, -1, &mountns.Unavailable{Step: "make namespaces", Err: err}
+	}
+	defer func() {
+		unix.Kill(pid, unix.SIGKILL) // it has said all that it had to say
+		var ws unix.WaitStatus
+		for {
+			if _, err := unix.Wait4(pid, &ws, 0, nil); err != unix.EINTR {
+				break
+			}
+		}
+	}()
+	ours.SetDeadline(time.Now().Add(startTimeout))
+	raw, err := ours.SyscallConn()
+	if err != nil {
+		return -1, -1, err
+	}
+	b, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(8))
+	var n, oobn int
+	rerr := raw.Read(func(fd uintptr) bool {
+		n, oobn, _, _, err = unix.Recvmsg(int(fd), b, oob, unix.MSG_CMSG_CLOEXEC)
+		return err != unix.EAGAIN
+	})
+	if err = errors.Join(rerr, err); err != nil {
+		return -1, -1, fmt.Errorf("mounter: %w", err)
+	}
+	if oobn == 0 {
+		if n < 4 {
+			return -1, -1, errors.New("mounter: no answer")
+		}
+		errno := unix.Errno(b[0]) | unix.Errno(b[1])<<8
+		return -1, -1, &mountns.Unavailable{Step: string(b[4:n]), Err: errno}
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil || len(msgs) != 1 {
+		return -1, -1, fmt.Errorf("mounter: its descriptors: %w", err)
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != 2 {
+		return -1, -1, fmt.Errorf("mounter: its descriptors: %w", err)
+	}
+	return fds[0], fds[1], nil
+}
+
+// mounterMain is the helper: its descriptor is the socket to the session.
+func mounterMain(args []string) int {
+	fds, err := descriptors(args, 1)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "stead:", err)
+		return 125
+	}
+	fuse, root, err := mountns.Detached(os.Getuid(), os.Getgid(), false)
+	if err != nil {
+		var un *mountns.Unavailable
+		var errno unix.Errno
+		step := err.Error()
+		if errors.As(err, &un) {
+			step = un.Step
+		}
+		errors.As(err, &errno)
+		unix.Write(fds[0], append([]byte{byte(errno), byte(errno >> 8), 0, 0}, step...))
+		return 125
+	}
+	if err := unix.Sendmsg(fds[0], []byte{0, 0, 0, 0}, unix.UnixRights(fuse, root), nil, 0); err != nil {
+		return 125
+	}
+	return 0
+}
