@@ -148,6 +148,8 @@ var (
 	_ = (fs.NodeSymlinker)((*node)(nil))
 	_ = (fs.NodeLinker)((*node)(nil))
 	_ = (fs.NodeMknoder)((*node)(nil))
+	_ = (fs.NodeSetxattrer)((*node)(nil))
+	_ = (fs.NodeRemovexattrer)((*node)(nil))
 )
 
 // attrOf is what is shown of p: the pod's, or what is made up.
@@ -322,8 +324,10 @@ func (n *node) Symlink(context.Context, string, string, *fuse.EntryOut) (*fs.Ino
 func (n *node) Link(context.Context, fs.InodeEmbedder, string, *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
 	return nil, syscall.EROFS
 }
-func (n *node) Unlink(context.Context, string) syscall.Errno { return syscall.EROFS }
-func (n *node) Rmdir(context.Context, string) syscall.Errno  { return syscall.EROFS }
+func (n *node) Setxattr(context.Context, string, []byte, uint32) syscall.Errno { return syscall.EROFS }
+func (n *node) Removexattr(context.Context, string) syscall.Errno              { return syscall.EROFS }
+func (n *node) Unlink(context.Context, string) syscall.Errno                   { return syscall.EROFS }
+func (n *node) Rmdir(context.Context, string) syscall.Errno                    { return syscall.EROFS }
 func (n *node) Rename(context.Context, string, fs.InodeEmbedder, string, uint32) syscall.Errno {
 	return syscall.EROFS
 }

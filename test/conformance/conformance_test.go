@@ -59,7 +59,7 @@ func buildPrograms() error {
 			return fmt.Errorf("%s: %v\n%s", strings.Join(c.argv, " "), err, b)
 		}
 	}
-	for _, f := range []string{"probe.py", "probe.js", "probe.sh", "odd.py"} {
+	for _, f := range []string{"probe.py", "probe.js", "probe.sh", "odd.py", "doors.py"} {
 		b, err := os.ReadFile(filepath.Join(src, f))
 		if err != nil {
 			return err

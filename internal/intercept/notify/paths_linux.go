@@ -22,7 +22,9 @@ import (
 // What is known to differ from a mount namespace: links of this machine's that lead to a path of
 // the tree's are followed on this machine; an absolute path given along with a directory's
 // descriptor is this machine's; execve and the mount calls go to this machine; a thread that gave
-// itself a working directory of its own (unshare(CLONE_FS)) is taken to share its process's.
+// itself a working directory of its own (unshare(CLONE_FS)) is taken to share its process's; a
+// signal whose handler lacks SA_RESTART makes a call fail with EINTR when it comes in the
+// microseconds before the receiver has taken the call (the kernel's wait is interruptible until then).
 
 func paths(o Options) bool { return o.Paths }
 
@@ -55,14 +57,14 @@ func pathCalls() []call {
 		{name: "utimensat", nr: unix.SYS_UTIMENSAT, test: ifNoDirectory(0), handle: func(s *Supervisor, t *task) { s.change(t, 1, t.args[3]&unix.AT_SYMLINK_NOFOLLOW == 0) }},
 		{name: "truncate", nr: unix.SYS_TRUNCATE, handle: func(s *Supervisor, t *task) { s.change(t, 0, true) }},
 
-		{name: "setxattr", nr: unix.SYS_SETXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, true) }},
-		{name: "lsetxattr", nr: unix.SYS_LSETXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, false) }},
-		{name: "getxattr", nr: unix.SYS_GETXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, true) }},
-		{name: "lgetxattr", nr: unix.SYS_LGETXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, false) }},
-		{name: "listxattr", nr: unix.SYS_LISTXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, true) }},
-		{name: "llistxattr", nr: unix.SYS_LLISTXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, false) }},
-		{name: "removexattr", nr: unix.SYS_REMOVEXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, true) }},
-		{name: "lremovexattr", nr: unix.SYS_LREMOVEXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, false) }},
+		{name: "setxattr", nr: unix.SYS_SETXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, true, unix.EROFS) }},
+		{name: "lsetxattr", nr: unix.SYS_LSETXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, false, unix.EROFS) }},
+		{name: "getxattr", nr: unix.SYS_GETXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, true, unix.ENODATA) }},
+		{name: "lgetxattr", nr: unix.SYS_LGETXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, false, unix.ENODATA) }},
+		{name: "listxattr", nr: unix.SYS_LISTXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, true, 0) }},
+		{name: "llistxattr", nr: unix.SYS_LLISTXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, false, 0) }},
+		{name: "removexattr", nr: unix.SYS_REMOVEXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, true, unix.EROFS) }},
+		{name: "lremovexattr", nr: unix.SYS_LREMOVEXATTR, handle: func(s *Supervisor, t *task) { s.attribute(t, false, unix.EROFS) }},
 	}
 	rows = append(rows, oldPathCalls()...)
 	for i := range rows {

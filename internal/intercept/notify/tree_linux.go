@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -138,16 +139,21 @@ func status(tid int, keys ...string) ([]string, unix.Errno) {
 	return out, 0
 }
 
+// patience is how long a path call is deaf to signals: such calls are not expected to fail with
+// EINTR, so only one that waits for a pod far away may be interrupted.
+const patience = time.Second
+
 // later runs f, which may wait for the tree, and finishes the call with what it returns. When a
 // signal interrupts the call f runs on to its end and its result is dropped: the call comes again.
 func (s *Supervisor) later(t *task, f func() result) {
 	s.holds.add(t, func(ctx context.Context) {
-		done := make(chan result)
+		done, dropped := make(chan result), make(chan struct{})
+		began := time.Now()
 		go func() {
 			r := f()
 			select {
 			case done <- r:
-			case <-ctx.Done():
+			case <-dropped:
 				for _, fd := range []int{r.fd, r.enter} {
 					if fd != 0 {
 						unix.Close(fd)
@@ -158,7 +164,14 @@ func (s *Supervisor) later(t *task, f func() result) {
 		select {
 		case r := <-done:
 			s.finishPath(t, r)
+			return
 		case <-ctx.Done():
+		}
+		select {
+		case r := <-done:
+			s.finishPath(t, r)
+		case <-time.After(patience - time.Since(began)):
+			close(dropped)
 			s.end(ctx, t, intercept.Fail(unix.EINTR))
 		}
 	})
@@ -525,10 +538,10 @@ func (s *Supervisor) change(t *task, path int, follow bool) {
 	}
 }
 
-// attribute answers the extended attributes, of which the tree has none.
-func (s *Supervisor) attribute(t *task, follow bool) {
+// attribute answers for extended attributes, of which the tree has none.
+func (s *Supervisor) attribute(t *task, follow bool, errno unix.Errno) {
 	if name, ok := s.find(t, 0); ok {
-		s.at(t, name, follow, func(place) result { return fails(unix.EOPNOTSUPP) })
+		s.at(t, name, follow, func(place) result { return fails(errno) })
 	}
 }
 
