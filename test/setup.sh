@@ -5,7 +5,7 @@ set -euo pipefail
 
 declare -A package=(
 	[python3]=python3 [node]=nodejs [java]=default-jdk-headless [javac]=default-jdk-headless
-	[gcc]=gcc [musl-gcc]=musl-tools [curl]=curl [bash]=bash [ps]=procps [ip]=iproute2 [setpriv]=util-linux
+	[fusermount3]=fuse3 [gcc]=gcc [musl-gcc]=musl-tools [curl]=curl [bash]=bash [ps]=procps [ip]=iproute2 [setpriv]=util-linux
 )
 missing=()
 for command in "${!package[@]}"; do

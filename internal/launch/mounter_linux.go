@@ -14,11 +14,24 @@ import (
 
 // DetachedTree makes the pod's tree without a place in any namespace (mountns.Detached): by
 // ourselves where we have the right, else by a helper that makes a user namespace, mounts there,
-// hands over what it has and ends.
+// hands over what it has and ends; or where that is forbidden, by fusermount3.
 func DetachedTree() (fuse, root int, err error) {
 	if Admin() {
 		return mountns.Detached(os.Getuid(), os.Getgid(), true)
 	}
+	fuse, root, err = treeByMounter()
+	var un *mountns.Unavailable
+	if !errors.As(err, &un) {
+		return fuse, root, err
+	}
+	fuse, root, ferr := mountns.ByFusermount()
+	if ferr != nil {
+		return -1, -1, errors.Join(err, ferr)
+	}
+	return fuse, root, nil
+}
+
+func treeByMounter() (fuse, root int, err error) {
 	ours, theirs, err := socketpair("mounter")
 	if err != nil {
 		return -1, -1, err

@@ -49,6 +49,7 @@ func buildPrograms() error {
 	}{
 		{"0", []string{"go", "build", "-o", programs + "/goprobe", "./test/conformance/programs/goprobe"}},
 		{"1", []string{"go", "build", "-o", programs + "/cgoprobe", "./test/conformance/programs/cgoprobe"}},
+		{"0", []string{"go", "build", "-o", programs + "/confine", "./test/internal/confine"}},
 		{"0", []string{"musl-gcc", "-static", "-O1", "-o", programs + "/cprobe", src + "/probe.c"}},
 		{"0", []string{"javac", "-d", programs, src + "/Probe.java"}},
 	} {

@@ -3,6 +3,7 @@ package conformance
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -37,4 +38,33 @@ func TestTheTwoDoorsAgree(t *testing.T) {
 		dir := ordinary(t)
 		look(t, bed.UpAs(t, filepath.Join(dir, "stead"), "conformance-doors-user", nobody), dir+"/doors.py")
 	})
+}
+
+// Where no namespace can be made, --files auto takes the trap, says so once and what would open the
+// better door; the tree comes from fusermount3 then. --files mount fails with the same words.
+func TestWithoutNamespacesTheTrapIsTaken(t *testing.T) {
+	dir := ordinary(t)
+	b := bed.UpAs(t, filepath.Join(dir, "stead"), "conformance-confined", nobody)
+	argv := []string{dir + "/goprobe", "look"}
+	native := b.Native(argv...)
+	confined := *b
+	confined.Before = []string{programs + "/confine", strconv.Itoa(nobody)}
+	for range 2 {
+		under := confined.Exec([]string{"--no-incoming"}, argv...)
+		if diff := cmp.Diff(native.Stdout, under.Stdout); diff != "" || native.Code != 0 || under.Code != 0 {
+			t.Fatalf("exit codes %d and %d, stderr %s\n- pod + stead:\n%s", native.Code, under.Code, under.Stderr, diff)
+		}
+		if strings.Count(under.Stderr, "warning: no mount namespace") != 1 || strings.Count(under.Stderr, "hint: ") != 1 || strings.Count(under.Stderr, "\n") != 2 {
+			t.Errorf("it says %q", under.Stderr)
+		}
+	}
+	if r := confined.Exec([]string{"--files", "mount", "--no-incoming"}, argv...); r.Code != 125 || !strings.HasPrefix(r.Stderr, "error: no mount namespace") || !strings.Contains(r.Stderr, "\nhint: ") {
+		t.Errorf("--files mount: exit code %d: %s", r.Code, r.Stderr)
+	}
+	for _, name := range []string{"/proc/mounts"} {
+		m, err := os.ReadFile(name)
+		if err != nil || strings.Contains(string(m), "fuse.stead") {
+			t.Errorf("a mount is left, or %v", err)
+		}
+	}
 }

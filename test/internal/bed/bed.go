@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -52,6 +53,8 @@ type Bed struct {
 	Env   []string
 	Cred  *syscall.Credential // whose it is, nil for ours
 	T     testing.TB
+	// Before is a command that runs stead, for the user that it sees fit.
+	Before []string
 }
 
 // Up starts a playground that ends with the test. name keeps it apart from others.
@@ -97,12 +100,15 @@ type Result struct {
 
 // Command prepares stead with args.
 func (b *Bed) Command(args ...string) *exec.Cmd {
-	c := exec.Command(b.Stead, args...)
+	argv := append(append(slices.Clone(b.Before), b.Stead), args...)
+	c := exec.Command(argv[0], argv[1:]...)
 	c.Env = b.Env
 	c.Dir = Root()
-	c.SysProcAttr = &syscall.SysProcAttr{Credential: b.Cred}
 	if b.Cred != nil {
 		c.Dir = "/"
+	}
+	if len(b.Before) == 0 {
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: b.Cred}
 	}
 	return c
 }
