@@ -3,6 +3,7 @@ package notify
 import (
 	"encoding/binary"
 	"net/netip"
+	"path"
 	"testing"
 
 	"golang.org/x/net/bpf"
@@ -74,6 +75,32 @@ func TestTheFilterTrapsWhatItMustAndNothingElse(t *testing.T) {
 			t.Errorf("%s: %#x, want %#x", c.name, got, c.want)
 		}
 	}
+	paths := Filter(Options{Paths: true})
+	const cwd = uint64(0xffffff9c) // AT_FDCWD
+	for _, c := range []struct {
+		name string
+		nr   uint32
+		args [6]uint64
+		want uint32
+	}{
+		{"openat here", unix.SYS_OPENAT, [6]uint64{cwd}, trapped},
+		{"openat, sign extended", unix.SYS_OPENAT, [6]uint64{cwd | 0xffffffff<<32}, trapped},
+		{"openat of an absolute path with -1", unix.SYS_OPENAT, [6]uint64{0xffffffff}, trapped},
+		{"openat below a descriptor", unix.SYS_OPENAT, [6]uint64{5}, passes},
+		{"fstat by statx", unix.SYS_STATX, [6]uint64{5, 0, unix.AT_EMPTY_PATH}, passes},
+		{"linkat", unix.SYS_LINKAT, [6]uint64{cwd}, trapped},
+		{"symlinkat below a descriptor", unix.SYS_SYMLINKAT, [6]uint64{0x7000, 5}, passes},
+		{"symlinkat here", unix.SYS_SYMLINKAT, [6]uint64{0x7000, cwd}, trapped},
+		{"chdir", unix.SYS_CHDIR, [6]uint64{}, trapped},
+		{"fstat", unix.SYS_FSTAT, [6]uint64{3}, passes},
+		{"close", unix.SYS_CLOSE, [6]uint64{3}, passes},
+		{"execve", unix.SYS_EXECVE, [6]uint64{}, passes},
+		{"uname", unix.SYS_UNAME, [6]uint64{}, passes},
+	} {
+		if got := run(t, paths, auditArch, c.nr, c.args); got != c.want {
+			t.Errorf("path calls: %s: %#x, want %#x", c.name, got, c.want)
+		}
+	}
 	if got := run(t, Filter(Options{Uname: true}), auditArch, unix.SYS_UNAME, [6]uint64{}); got != trapped {
 		t.Errorf("uname with the option: %#x", got)
 	}
@@ -90,6 +117,21 @@ func FuzzSocketAddressesOfTheProgram(f *testing.F) {
 			if back, ok := inet.Parse(inet.Append(nil, int(a.family), a.ip)); !ok || back != a.ip {
 				t.Errorf("%v became %v", a.ip, back)
 			}
+		}
+	})
+}
+
+func FuzzWhetherAPathIsClean(f *testing.F) {
+	for _, p := range []string{"/", "/a", "/a/", "//a", "/a/./b", "/a/../b", "/a/..b", "/.", "/..", "/a/."} {
+		f.Add(p)
+	}
+	f.Fuzz(func(t *testing.T, p string) {
+		if len(p) == 0 || p[0] != '/' {
+			return
+		}
+		// What is said to be clean is clean; the other way round it only costs time.
+		if clean([]byte(p)) && path.Clean(p) != p {
+			t.Errorf("%q is taken for clean, which is %q", p, path.Clean(p))
 		}
 	})
 }
