@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -168,9 +169,7 @@ func (t *target) readFile(name string) ([]byte, error) {
 	if i, err := f.Stat(); err != nil || !i.Mode().IsRegular() {
 		return nil, unix.EINVAL // a pipe could keep us waiting
 	}
-	b := make([]byte, maxSmallFile)
-	n, err := f.Read(b)
-	return b[:n], err
+	return io.ReadAll(io.LimitReader(f, maxSmallFile))
 }
 
 // nameservers reads the nameserver lines of a resolv.conf.

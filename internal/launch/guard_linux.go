@@ -2,7 +2,6 @@ package launch
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -114,19 +113,56 @@ func report(fd int, kind, value int32) {
 // and again until none is left or the time is over (a process in uninterruptible sleep cannot be
 // killed). As a subreaper we are the parent of whatever they orphan, so nothing escapes.
 func killTree(limit time.Duration, spare []int) {
-	for end := time.Now().Add(limit); ; time.Sleep(2 * time.Millisecond) {
-		left := descendants(os.Getpid(), spare)
-		if len(left) == 0 {
-			left = scan(os.Getpid(), spare) // the short way may miss what forks this instant
+	for end := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
+		for _, pid := range descendants(os.Getpid(), spare) {
+			unix.Kill(pid, unix.SIGKILL)
 		}
-		if len(left) == 0 || time.Now().After(end) {
+		// Twice: reading the list of children while one of them ends may leave out another.
+		if childless(spare) && childless(spare) || time.Now().After(end) {
 			return
 		}
-		for _, pid := range left {
-			unix.Kill(pid, unix.SIGKILL)
-			unix.Wait4(pid, nil, unix.WNOHANG, nil)
+	}
+}
+
+// childless reaps what has ended and says whether no child but those in spare is left. Whoever has
+// none, dead or alive, has no descendant either, and as a subreaper gets none.
+func childless(spare []int) bool {
+	children, err := childrenOf(os.Getpid())
+	if err != nil {
+		return len(scan(os.Getpid(), spare)) == 0
+	}
+	for _, pid := range children {
+		if slices.Contains(spare, pid) {
+			continue
+		}
+		if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); got != pid && err != unix.ECHILD {
+			return false
 		}
 	}
+	return true
+}
+
+// childrenOf returns the direct children of a process, zombies too.
+func childrenOf(pid int) (out []int, err error) {
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range tasks {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/children", pid, t.Name()))
+		if err != nil {
+			if _, serr := os.Stat(fmt.Sprintf("/proc/%d/task/%s", pid, t.Name())); serr == nil {
+				return nil, err // no CONFIG_PROC_CHILDREN
+			}
+			continue // the thread ended
+		}
+		for _, f := range strings.Fields(string(b)) {
+			if child, err := strconv.Atoi(f); err == nil {
+				out = append(out, child)
+			}
+		}
+	}
+	return out, nil
 }
 
 // descendants returns the live processes below root, parents first, without spare and what is below
@@ -134,24 +170,20 @@ func killTree(limit time.Duration, spare []int) {
 // as the tree is large; a child that is forked or orphaned meanwhile may be missed.
 func descendants(root int, spare []int) (out []int) {
 	for queue := []int{root}; len(queue) > 0; queue = queue[1:] {
-		tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", queue[0]))
+		children, err := childrenOf(queue[0])
 		if err != nil {
+			if queue[0] == root {
+				return scan(root, spare)
+			}
 			continue // ended
 		}
-		for _, t := range tasks {
-			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/children", queue[0], t.Name()))
-			if errors.Is(err, os.ErrNotExist) && queue[0] == root {
-				return scan(root, spare) // no CONFIG_PROC_CHILDREN
+		for _, pid := range children {
+			if slices.Contains(spare, pid) {
+				continue
 			}
-			for _, f := range strings.Fields(string(b)) {
-				pid, err := strconv.Atoi(f)
-				if err != nil || slices.Contains(spare, pid) {
-					continue
-				}
-				queue = append(queue, pid)
-				if state, _, ok := stat(pid); ok && state != "Z" && state != "X" {
-					out = append(out, pid)
-				}
+			queue = append(queue, pid)
+			if state, _, ok := stat(pid); ok && state != "Z" && state != "X" {
+				out = append(out, pid)
 			}
 		}
 	}

@@ -128,18 +128,13 @@ func spawn(word string, sys *syscall.SysProcAttr, ours ...int) (pid int, err err
 	return syscall.ForkExec(self, argv, &syscall.ProcAttr{Env: []string{"GOMAXPROCS=1", "GOGC=off"}, Files: files, Sys: sys})
 }
 
-// putConfig stores v in an anonymous file whose descriptor a helper reads with getConfig.
-func putConfig(v any) (*os.File, error) {
+// newConfig makes an anonymous file, in which a helper reads its configuration with getConfig.
+func newConfig() (*os.File, error) {
 	fd, err := unix.MemfdCreate("stead-config", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("memfd_create: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), "stead-config")
-	if err := json.NewEncoder(f).Encode(v); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	return os.NewFile(uintptr(fd), "stead-config"), nil
 }
 
 func getConfig(fd int, v any) error {

@@ -49,6 +49,9 @@ func launcherMain(args []string) int {
 		return 125
 	}
 	ctl := fds[0]
+	if err := hear(ctl); err != nil { // the configuration comes later than we
+		return 125
+	}
 	var cfg launcherConfig
 	if err := getConfig(fds[1], &cfg); err != nil {
 		return failed(ctl, "read configuration", err)
@@ -141,6 +144,11 @@ func ask(ctl int, kind int32, fd int) error {
 	if err := say(ctl, kind, int32(fd), ""); err != nil {
 		return err
 	}
+	return hear(ctl)
+}
+
+// hear waits for a byte of the session's.
+func hear(ctl int) error {
 	var b [1]byte
 	for {
 		n, _, e := unix.Syscall(unix.SYS_READ, uintptr(ctl), uintptr(unsafe.Pointer(&b[0])), 1)

@@ -3,6 +3,7 @@ package launch
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -28,9 +29,8 @@ type Spec struct {
 	Env      []string
 	Filter   notify.Options
 	Mount    *mountns.Plan
-	UserNS   bool // the mount namespace needs a user namespace
-	UTS      bool
-	Hostname string
+	NS       Namespaces
+	Hostname string // where there is a UTS namespace
 	Domain   string
 
 	// ServeFUSE is called once when Mount is set, with the FUSE device that the launcher mounted.
@@ -42,11 +42,14 @@ type Spec struct {
 
 // Process is a running program.
 type Process struct {
-	PID    int
-	guard  int
-	others []int    // our children that are not the program's
-	ctl    *os.File // to the guard
-	pidfd  int
+	PID      int
+	ns       Namespaces
+	guard    int
+	others   []int    // our children that are not the program's
+	ctl      *os.File // to the guard
+	launcher *os.File // until the program runs
+	config   *os.File // the launcher's
+	pidfd    int
 
 	mu     sync.Mutex
 	exited bool // under mu: pidfd is not signalled any more
@@ -59,74 +62,122 @@ type Process struct {
 // takes milliseconds; a machine so loaded that it takes longer than this is not usable.
 const startTimeout = 30 * time.Second
 
+// Namespaces are those that the program gets beside its own machine's.
+type Namespaces struct {
+	Mount bool
+	UTS   bool
+	User  bool // the others need a user namespace
+}
+
 // Start starts the program and returns when it executes its first instruction.
 func Start(ctx context.Context, spec Spec) (*Process, error) {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
+	p, err := Begin(spec.NS)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Run(ctx, spec); err != nil {
+		p.Kill()
+		return nil, err
+	}
+	return p, nil
+}
+
+// Begin starts guard and launcher, which takes some milliseconds, without waiting for them: the
+// caller finds out meanwhile what they are to do. Kill ends them.
+func Begin(ns Namespaces) (*Process, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("become subreaper: %w", err)
 	}
+	p := &Process{ns: ns, pidfd: -1, done: make(chan struct{})}
 	guardOurs, guardTheirs, err := socketpair("guard")
 	if err != nil {
 		return nil, err
 	}
 	defer guardTheirs.Close()
+	p.ctl = guardOurs
 	launcherOurs, launcherTheirs, err := socketpair("launcher")
 	if err != nil {
 		guardOurs.Close()
 		return nil, err
 	}
-	defer launcherOurs.Close()
 	defer launcherTheirs.Close()
+	p.launcher = launcherOurs
+	p.config, err = newConfig()
+	if err == nil {
+		err = p.spawnGuard(guardTheirs, launcherTheirs)
+	}
+	if err != nil {
+		p.closeLaunch()
+		guardOurs.Close()
+		return nil, err
+	}
+	return p, nil
+}
 
+func (p *Process) spawnGuard(theirs, launcher *os.File) error {
 	gc := guardConfig{UID: os.Getuid(), GID: os.Getgid()}
-	if spec.Mount != nil {
+	if p.ns.Mount {
 		gc.Cloneflags |= syscall.CLONE_NEWNS
 	}
-	if spec.UTS {
+	if p.ns.UTS {
 		gc.Cloneflags |= syscall.CLONE_NEWUTS
 	}
-	if spec.UserNS {
+	if p.ns.User {
 		gc.Cloneflags |= syscall.CLONE_NEWUSER
 		gc.Ambient = true
 	}
-	guardCfg, err := putConfig(gc)
+	cfg, err := newConfig()
 	if err != nil {
-		guardOurs.Close()
-		return nil, err
+		return err
 	}
-	defer guardCfg.Close()
-	launchCfg, err := putConfig(launcherConfig{
+	defer cfg.Close()
+	if err := json.NewEncoder(cfg).Encode(gc); err != nil {
+		return err
+	}
+	p.others, _ = childrenOf(os.Getpid())
+	p.guard, err = spawn(wordGuard, nil, int(theirs.Fd()), int(launcher.Fd()), int(p.config.Fd()), int(cfg.Fd()))
+	if err != nil {
+		return fmt.Errorf("start guard: %w", err)
+	}
+	return nil
+}
+
+// closeLaunch lets go of what is for the launcher only, which ends it unless it is the program.
+func (p *Process) closeLaunch() {
+	if p.launcher != nil {
+		p.launcher.Close()
+	}
+	if p.config != nil {
+		p.config.Close()
+	}
+	p.launcher, p.config = nil, nil
+}
+
+// Run makes of a begun process the program, and returns when it executes its first instruction. Its
+// namespaces are those that it was begun with. After an error only Kill is left.
+func (p *Process) Run(ctx context.Context, spec Spec) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	defer p.closeLaunch()
+	err := json.NewEncoder(p.config).Encode(launcherConfig{
 		Path: spec.Path, Argv: spec.Argv, Env: spec.Env, Session: os.Getpid(), Filter: spec.Filter,
-		Mount: spec.Mount, UTS: spec.UTS, Hostname: spec.Hostname, Domain: spec.Domain,
+		Mount: spec.Mount, UTS: p.ns.UTS, Hostname: spec.Hostname, Domain: spec.Domain,
 	})
 	if err != nil {
-		guardOurs.Close()
-		return nil, err
+		return err
 	}
-	defer launchCfg.Close()
-
-	others := descendants(os.Getpid(), nil)
-	guard, err := spawn(wordGuard, nil, int(guardTheirs.Fd()), int(launcherTheirs.Fd()), int(launchCfg.Fd()), int(guardCfg.Fd()))
-	if err != nil {
-		guardOurs.Close()
-		return nil, fmt.Errorf("start guard: %w", err)
-	}
-	guardTheirs.Close()
-	launcherTheirs.Close()
-	p := &Process{guard: guard, others: others, ctl: guardOurs, pidfd: -1, done: make(chan struct{})}
+	launcher := p.launcher
 	// A start that takes too long or is called off ends both conversations, and so all below.
-	stop := context.AfterFunc(ctx, func() { launcherOurs.SetDeadline(time.Now()); guardOurs.SetDeadline(time.Now()) })
-	err = p.begin(spec, launcherOurs)
+	stop := context.AfterFunc(ctx, func() { launcher.SetDeadline(time.Now()); p.ctl.SetDeadline(time.Now()) })
+	err = p.begin(spec, launcher)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		p.Kill()
-		return nil, err
+		return err
 	}
 	go p.watch()
-	return p, nil
+	return nil
 }
 
 func socketpair(name string) (ours, theirs *os.File, err error) {
@@ -146,7 +197,7 @@ func (p *Process) begin(spec Spec, launcher *os.File) error {
 	}
 	if kind == reportFailed {
 		err := fmt.Errorf("start launcher: %w", unix.Errno(value))
-		if spec.Mount != nil {
+		if p.ns.Mount || p.ns.User {
 			return &mountns.Unavailable{Step: "make namespaces", Err: unix.Errno(value)}
 		}
 		return err
@@ -154,6 +205,9 @@ func (p *Process) begin(spec Spec, launcher *os.File) error {
 	p.PID = int(value)
 	if p.pidfd, err = unix.PidfdOpen(p.PID, 0); err != nil {
 		return fmt.Errorf("pidfd of launcher: %w", err)
+	}
+	if _, err := launcher.Write([]byte{1}); err != nil { // the configuration is complete
+		return fmt.Errorf("launcher: %w", err)
 	}
 	b := make([]byte, 64<<10)
 	for {
@@ -285,6 +339,7 @@ func (p *Process) Terminate() {
 
 // Kill ends the whole tree, the guard last, and returns when nothing of it is left.
 func (p *Process) Kill() {
+	p.closeLaunch()
 	p.ctl.Close() // the guard kills what is below it and ends
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		var ws unix.WaitStatus

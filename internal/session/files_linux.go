@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -84,8 +85,6 @@ func (f *files) mount(spec *launch.Spec) error {
 	overlay, binds := f.furnish()
 	f.fs = podfs.New(f.client, podfs.Options{Overlay: overlay, Owner: f.owner()})
 	spec.Mount = &mountns.Plan{Binds: binds, WorkDir: f.run.o.Dir, UID: os.Getuid(), GID: os.Getgid()}
-	spec.UserNS = !f.root
-	spec.UTS = true
 	spec.ServeFUSE = f.fs.Serve
 	return nil
 }
@@ -118,8 +117,7 @@ func (f *files) trap(spec *launch.Spec, t *wire.Target) error {
 		v.Laptop = true
 		overlay[b.Path] = v
 	}
-	spec.UTS = f.root
-	if !spec.UTS {
+	if !f.root { // then it has no UTS namespace
 		spec.Filter.Uname = true
 		for name, text := range map[string]string{"hostname": t.Hostname, "domainname": t.Domain} {
 			p := "/proc/sys/kernel/" + name
@@ -220,7 +218,18 @@ func (f *files) furnish() (podfs.Overlay, []mountns.Bind) {
 		binds = append(binds, mountns.Bind{Path: b.Path, Pod: true})
 	}
 	f.makeUp(overlay)
-	return overlay, binds
+	return overlay, slices.DeleteFunc(binds, func(b mountns.Bind) bool { return hidden(b, binds) })
+}
+
+// hidden says whether a tree of the laptop's is shown already by one above it.
+func hidden(b mountns.Bind, all []mountns.Bind) bool {
+	above, found := mountns.Bind{}, false
+	for _, o := range all {
+		if strings.HasPrefix(b.Path, o.Path+"/") && len(o.Path) > len(above.Path) {
+			above, found = o, true
+		}
+	}
+	return found && !b.Pod && !above.Pod
 }
 
 // makeUp adds the small files that are neither's.

@@ -43,6 +43,9 @@ func Run(ctx context.Context, o Options) (int, error) {
 	}
 	s := &run{o: o, said: make(map[string]bool)}
 	defer s.close()
+	if err := s.begin(s.o.Files.Door); err != nil {
+		return 0, err
+	}
 	if err := s.attach(ctx); err != nil {
 		return 0, err
 	}
@@ -140,6 +143,18 @@ func (s *run) rooms() (err error) {
 	return nil
 }
 
+// begin starts the processes that become the program through door, while we find out what it is to
+// see.
+func (s *run) begin(door Door) (err error) {
+	admin := launch.Admin()
+	ns := launch.Namespaces{UTS: admin && door != DoorNone}
+	if door == DoorMount || door == DoorAuto {
+		ns = launch.Namespaces{Mount: true, UTS: true, User: !admin}
+	}
+	s.proc, err = launch.Begin(ns)
+	return err
+}
+
 func (s *run) start(ctx context.Context, path string) (err error) {
 	t := s.pod.Target()
 	h := &handler{in: s.in, out: s.out, node: t.Hostname, nis: t.Domain, trouble: s.trouble}
@@ -161,16 +176,20 @@ func (s *run) start(ctx context.Context, path string) (err error) {
 		if err = s.files.mount(&through); err != nil {
 			return err
 		}
-		s.proc, err = launch.Start(ctx, through)
+		err = s.proc.Run(ctx, through)
 		var un *mountns.Unavailable
 		if !errors.As(err, &un) {
 			return err
 		}
+		s.proc.Kill()
 		err = fault.With(fmt.Errorf("no mount namespace for the pod's files: %w", err), mountHint(err))
 		if door == DoorMount {
 			return err
 		}
 		s.files.fs = nil // it was never served
+		if err := s.begin(DoorTrap); err != nil {
+			return err
+		}
 		s.trouble(fault.With(fmt.Errorf("%w; each path call of the program is trapped instead, which costs it about 8 us", err), fault.Hint(err)))
 		door = DoorTrap
 	}
@@ -182,8 +201,7 @@ func (s *run) start(ctx context.Context, path string) (err error) {
 			return fault.With(fmt.Errorf("no file system for the pod's files: %w", terr), mountHint(terr))
 		}
 	}
-	s.proc, err = launch.Start(ctx, spec)
-	return err
+	return s.proc.Run(ctx, spec)
 }
 
 // wait follows the program to its end, passing on signals.

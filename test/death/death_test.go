@@ -149,9 +149,9 @@ s.serve_forever()
 `
 
 // session starts the server under stead and returns when it is served.
-func session(t *testing.T, b *bed.Bed) *exec.Cmd {
+func session(t *testing.T, b *bed.Bed, flags ...string) *exec.Cmd {
 	t.Helper()
-	c := b.Command("exec", "-t", "playground/orders", "--steal", "--", "python3", "-c", server)
+	c := b.Command(append(append([]string{"exec", "-t", "playground/orders", "--steal"}, flags...), "--", "python3", "-c", server)...)
 	out, err := c.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -199,12 +199,14 @@ func TestWhoeverDiesNothingIsLeftAndTheAppAnswers(t *testing.T) {
 		victim string
 		find   func(t *testing.T, b *bed.Bed, s *exec.Cmd) int
 		code   int // stead's exit code, -1 where it was the victim
+		flags  []string
 	}{
-		{"supervisor", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return s.Process.Pid }, -1},
-		{"guard", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return below(t, s.Process.Pid, "__guard") }, 137},
-		{"program", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return below(t, s.Process.Pid, "python3") }, 137},
-		{"agent", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return b.Status().Pods[0].Agent }, 125},
-		{"app of the pod", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return b.Status().Pods[0].PID }, 125},
+		{"supervisor", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return s.Process.Pid }, -1, nil},
+		{"supervisor that traps path calls", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return s.Process.Pid }, -1, []string{"--files", "trap"}},
+		{"guard", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return below(t, s.Process.Pid, "__guard") }, 137, nil},
+		{"program", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return below(t, s.Process.Pid, "python3") }, 137, nil},
+		{"agent", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return b.Status().Pods[0].Agent }, 125, nil},
+		{"app of the pod", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return b.Status().Pods[0].PID }, 125, nil},
 	} {
 		t.Run(c.victim, func(t *testing.T) {
 			if left := traces(t); len(left) > 0 {
@@ -212,7 +214,7 @@ func TestWhoeverDiesNothingIsLeftAndTheAppAnswers(t *testing.T) {
 			}
 			b := bed.Up(t, stead, "death")
 			for i := range times {
-				s := session(t, b)
+				s := session(t, b, c.flags...)
 				stop := traffic(b)
 				time.Sleep(time.Duration(20+37*i%100) * time.Millisecond) // at a different moment each time
 				if err := syscall.Kill(c.find(t, b, s), syscall.SIGKILL); err != nil {

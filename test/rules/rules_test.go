@@ -26,7 +26,7 @@ var mayImport = map[string][]string{
 	"internal/session/incoming": {"internal/intercept", "internal/session/pod", "internal/tunnel", "internal/wire", "internal/inet", "internal/fault"},
 
 	"internal/launch":           {"internal/intercept/mountns", "internal/intercept/notify", "internal/sys", "internal/fault"},
-	"internal/intercept/notify": {"internal/intercept", "internal/sys", "internal/inet"},
+	"internal/intercept/notify": {"internal/intercept", "internal/sys", "internal/inet", "internal/fault"},
 	"internal/podfs":            {"internal/tunnel", "internal/wire"},
 	"internal/agent":            {"internal/tunnel", "internal/wire", "internal/sys", "internal/inet", "internal/fault"},
 

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -90,6 +91,7 @@ func Enter(p *Plan, announce func(fuse int) error) error {
 		return err
 	}
 	unix.Close(fuse)
+	prefetch(at, p.Binds)
 	for i, b := range p.Binds {
 		if !b.Pod {
 			continue
@@ -114,6 +116,20 @@ func Enter(p *Plan, announce func(fuse int) error) error {
 		return fmt.Errorf("working directory %s: %w", p.WorkDir, err)
 	}
 	return nil
+}
+
+// prefetch lists the directories in which several trees are bound. The kernel takes the names along
+// (READDIRPLUS), which saves asking the session for each of them.
+func prefetch(at string, binds []Bind) {
+	count := map[string]int{}
+	for _, b := range binds {
+		count[filepath.Dir(b.Path)]++
+	}
+	for dir, n := range count {
+		if n > 2 {
+			_, _ = os.ReadDir(at + dir) // what fails here, fails again where it matters
+		}
+	}
 }
 
 func mountFUSE(fd int, at string, p *Plan) error {
