@@ -251,7 +251,7 @@ func TestExitCodesAndErrors(t *testing.T) {
 		{"no target", []string{"exec", "--", "true"}, 125, "error: no target"},
 		{"no program", []string{"exec", "-t", "playground/orders"}, 125, "error: no program to run"},
 		{"unknown flag", []string{"exec", "--nonsense"}, 125, "error: unknown flag"},
-		{"nested stead", []string{"exec", "-t", "playground/orders", "--", stead, "exec", "-t", "playground/orders", "--", "true"}, 125, "error:"},
+		{"nested stead", []string{"exec", "-t", "playground/orders", "--", stead, "exec", "-t", "playground/orders", "--", "true"}, 125, "error: another supervisor listens to this process tree already"},
 		{"exit code in the pod", []string{"playground", "exec", "orders", "--", "sh", "-c", "exit 9"}, 9, ""},
 		{"not found in the pod", []string{"playground", "exec", "orders", "--", "no-such-program"}, 127, "error: run no-such-program"},
 	} {

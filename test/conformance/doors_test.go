@@ -48,7 +48,7 @@ func TestWithoutNamespacesTheTrapIsTaken(t *testing.T) {
 	argv := []string{dir + "/goprobe", "look"}
 	native := b.Native(argv...)
 	confined := *b
-	confined.Before = []string{programs + "/confine", strconv.Itoa(nobody)}
+	confined.Before = []string{programs + "/confine", strconv.Itoa(nobody) + ",userns"}
 	for range 2 {
 		under := confined.Exec([]string{"--no-incoming"}, argv...)
 		if diff := cmp.Diff(native.Stdout, under.Stdout); diff != "" || native.Code != 0 || under.Code != 0 {

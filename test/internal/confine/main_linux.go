@@ -1,5 +1,7 @@
-// Confine UID PROGRAM ARGS runs a program as another user who may make no user namespace, as
-// Docker's default profile and Ubuntu's AppArmor rule have it. setuid programs still work.
+// Confine UID[,CALL...] PROGRAM ARGS runs a program as another user on a machine that forbids
+// something: "userns", user namespaces, as Docker's default profile and Ubuntu's AppArmor rule have
+// it; "seccomp", seccomp(2) as an old kernel knows it; "ptrace", looking into other processes, as
+// Yama has it. setuid programs still work.
 package main
 
 import (
@@ -8,6 +10,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -25,7 +28,8 @@ func run(args []string) error {
 	if len(args) < 2 {
 		return fmt.Errorf("confine UID PROGRAM ARGS")
 	}
-	uid, err := strconv.Atoi(args[0])
+	words := strings.Split(args[0], ",")
+	uid, err := strconv.Atoi(words[0])
 	if err != nil {
 		return err
 	}
@@ -42,15 +46,26 @@ func run(args []string) error {
 		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: k, Jt: yes, Jf: no}
 	}
 	ret := func(k uint32) unix.SockFilter { return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: k} }
-	refuse := ret(unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM))
-	filter := []unix.SockFilter{
-		load(0),
-		equal(unix.SYS_UNSHARE, 0, 1), refuse,
-		equal(unix.SYS_CLONE3, 0, 1), ret(unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)),
-		equal(unix.SYS_CLONE, 0, 3), load(16),
-		{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: unix.CLONE_NEWUSER, Jt: 0, Jf: 1}, refuse,
-		ret(unix.SECCOMP_RET_ALLOW),
+	errno := func(e unix.Errno) unix.SockFilter { return ret(unix.SECCOMP_RET_ERRNO | uint32(e)) }
+	filter := []unix.SockFilter{load(0)}
+	for _, w := range words[1:] {
+		switch w {
+		case "userns":
+			filter = append(filter,
+				equal(unix.SYS_UNSHARE, 0, 1), errno(unix.EPERM),
+				equal(unix.SYS_CLONE3, 0, 1), errno(unix.ENOSYS),
+				equal(unix.SYS_CLONE, 0, 4), load(16),
+				unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: unix.CLONE_NEWUSER, Jt: 0, Jf: 1}, errno(unix.EPERM),
+				load(0))
+		case "seccomp":
+			filter = append(filter, equal(unix.SYS_SECCOMP, 0, 1), errno(unix.EINVAL))
+		case "ptrace":
+			filter = append(filter, equal(unix.SYS_PIDFD_GETFD, 0, 1), errno(unix.EPERM))
+		default:
+			return fmt.Errorf("%q: nothing that can be forbidden", w)
+		}
 	}
+	filter = append(filter, ret(unix.SECCOMP_RET_ALLOW))
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	const everyThread = 1 // SECCOMP_FILTER_FLAG_TSYNC
 	if _, _, e := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, everyThread, uintptr(unsafe.Pointer(&prog))); e != 0 {
