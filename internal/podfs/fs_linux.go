@@ -8,6 +8,7 @@ import (
 	"path"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -50,6 +51,8 @@ type FS struct {
 	pods  map[string]bool
 	begun time.Time
 	srv   *fuse.Server
+
+	aheadBytes atomic.Int64 // of pieces, see ahead_linux.go
 }
 
 // New makes a file system of the client's files.
@@ -336,6 +339,7 @@ func (n *node) Rename(context.Context, string, fs.InodeEmbedder, string, uint32)
 type file struct {
 	f      *FS
 	handle uint64
+	ahead  ahead
 }
 
 var (
@@ -345,6 +349,9 @@ var (
 )
 
 func (h *file) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	if pieces := h.take(off, len(dest)); pieces != nil {
+		return readPieces(ctx, pieces, dest, off)
+	}
 	n, errno := h.f.c.Read(ctx, h.handle, dest, off)
 	if errno != 0 {
 		return nil, errno
@@ -353,6 +360,7 @@ func (h *file) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResul
 }
 
 func (h *file) Release(context.Context) syscall.Errno {
+	h.dropAll()
 	h.f.c.Release(h.handle)
 	return 0
 }
