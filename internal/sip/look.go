@@ -186,7 +186,7 @@ func (f *finding) judge(host macho.CPU) {
 	f.protected = f.protected || protected
 	f.reasons = append(f.reasons, reasons...)
 	if f.runs.image.Type != macho.Execute {
-		f.say("a %v, not a program by itself", f.runs.image.Type)
+		f.say("not a program by itself (%v)", f.runs.image.Type)
 		f.protected = false
 	}
 	if f.runs.CPU != host {

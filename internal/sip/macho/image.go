@@ -213,7 +213,7 @@ func (m *Image) checkSegments() error {
 		s := &m.Segments[i]
 		at := m.Base + uint64(m.Commands[s.Command].Offset)
 		switch {
-		case !within(s.FileOff, s.FileSize, 0, size):
+		case s.FileSize > 0 && !within(s.FileOff, s.FileSize, 0, size):
 			return Errorf(at, "segment %s, %#x bytes at %#x, ends past the slice's %#x", s.Name, s.FileSize, s.FileOff, size)
 		case s.FileSize > s.VMSize && s.VMSize > 0: // Go's __DWARF is not mapped at all
 			return Errorf(at, "segment %s has %#x bytes in the file and %#x in memory", s.Name, s.FileSize, s.VMSize)
