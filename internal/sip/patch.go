@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/stead-dev/stead/internal/fault"
@@ -150,7 +151,7 @@ func (p *Patcher) copyMachO(ctx context.Context, f *finding, output string) (*Co
 	}
 	if output != "" {
 		c.Path = output
-		return c, writeBeside(output, mode, write)
+		return c, writeBeside(ctx, output, mode, write)
 	}
 	c.Path, c.Cached, err = p.store.get(ctx, e.key(pages, uint64(len(a.image.Data)), mode), f.path, mode, write)
 	if err == nil && !c.Cached {
@@ -240,14 +241,16 @@ func (e *edit) write(w io.Writer, data []byte, pages []codesign.Hash, guard func
 	return nil
 }
 
-// writeBeside writes a file by way of a temporary one in the same directory.
-func writeBeside(path string, mode os.FileMode, write func(*os.File) error) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+// writeBeside writes a file by way of a hidden one in the same directory, which is its own lock:
+// what a killed process left there is written over by the next.
+func writeBeside(ctx context.Context, path string, mode os.FileMode, write func(*os.File) error) error {
+	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".patching")
+	unlock, err := lock(ctx, tmp, true)
 	if err != nil {
-		return fmt.Errorf("write copy: %w", err)
+		return noRoom(fmt.Errorf("write copy: %w", err))
 	}
-	tmp.Close()
-	return writeAtomic(tmp.Name(), path, mode, write)
+	defer unlock()
+	return noRoom(writeAtomic(tmp, path, mode, write))
 }
 
 // copyScript makes a copy of a script whose first line leads to copies.
@@ -287,18 +290,20 @@ func (p *Patcher) copyScript(ctx context.Context, f *finding, output string) (*C
 		return nil, err
 	}
 	defer m.Close()
-	if f.line.Len > len(m.Data) {
-		return nil, mapped.ErrChanged
-	}
 	mode := m.Info.Mode().Perm()
 	var key string
-	if err := m.Guard(func() {
+	if guardErr := m.Guard(func() {
+		var l shebang.Line
+		if l, err = shebang.Parse(m.Data[:min(len(m.Data), shebang.MaxLine+1)]); err != nil || !slices.Equal(l.Words(), f.line.Words()) {
+			err = fmt.Errorf("%s: %w", f.path, mapped.ErrChanged)
+			return
+		}
 		h := sha256.New()
 		fmt.Fprintf(h, "stead sip %d script %o %q\n", Version, mode, line)
 		h.Write(m.Data)
 		key = hex.EncodeToString(h.Sum(nil)[:16])
-	}); err != nil {
-		return nil, err
+	}); guardErr != nil || err != nil {
+		return nil, errors.Join(guardErr, err)
 	}
 	write := func(w *os.File) error {
 		if _, err := w.WriteString(line); err != nil {
@@ -309,7 +314,7 @@ func (p *Patcher) copyScript(ctx context.Context, f *finding, output string) (*C
 	}
 	if output != "" {
 		c.Path = output
-		return c, writeBeside(output, mode, write)
+		return c, writeBeside(ctx, output, mode, write)
 	}
 	c.Path, c.Cached, err = p.store.get(ctx, key, f.path, mode, write)
 	return c, err
