@@ -276,7 +276,8 @@ func (p *Patcher) copyScript(ctx context.Context, f *finding, output string) (*C
 		c.Notes = append(c.Notes, command.Notes...)
 		if command.Path != f.command.path {
 			if f.env.Word < 0 {
-				return nil, fmt.Errorf("the command of env stands in a -S that cannot be rewritten: %s", strings.Join(words, " "))
+				err := fmt.Errorf("the command of env stands in a -S that cannot be rewritten: %s", strings.Join(f.line.Words(), " "))
+				return nil, fault.With(err, "write the command without quotes, escapes and variables")
 			}
 			words[1+f.env.Word] = f.env.Prefix + command.Path
 		}
