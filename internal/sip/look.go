@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/sip/macho"
 	"github.com/stead-dev/stead/internal/sip/mapped"
 	"github.com/stead-dev/stead/internal/sip/shebang"
@@ -77,7 +78,10 @@ func (p *Patcher) look(path string, w where, above []string) (*finding, error) {
 	f := &finding{path: filepath.Clean(path), kind: KindOther}
 	var err error
 	if f.real, err = filepath.EvalSymlinks(f.path); err != nil {
-		return nil, err
+		if pe := (*fs.PathError)(nil); errors.As(err, &pe) && pe.Path == f.path {
+			err = pe.Err // lstat is not what anybody asked for
+		}
+		return nil, fmt.Errorf("%s: %w", f.path, err)
 	}
 	if f.info, err = os.Stat(f.real); err != nil {
 		return nil, err
@@ -100,7 +104,7 @@ func (p *Patcher) look(path string, w where, above []string) (*finding, error) {
 	defer m.Close()
 	err2 := m.Guard(func() { err = f.classify(m.Data) })
 	if err = errors.Join(err2, err); err != nil {
-		return nil, fmt.Errorf("%s: %w", f.path, err)
+		return nil, fmt.Errorf("%s: %w", f.path, damaged(err))
 	}
 	p.restrictions(f)
 	if f.kind == KindMachO {
@@ -118,6 +122,14 @@ func (p *Patcher) look(path string, w where, above []string) (*finding, error) {
 		f.protected = false
 	}
 	return f, nil
+}
+
+// damaged adds advice to the error of a file that breaks its format.
+func damaged(err error) error {
+	if f := (*macho.FormatError)(nil); errors.As(err, &f) {
+		return fault.With(err, "the file is cut or damaged, a Mac would not run it either: install it anew")
+	}
+	return err
 }
 
 func (f *finding) say(format string, args ...any) {

@@ -355,9 +355,12 @@ func Verify(path string) ([]SliceCheck, error) {
 	}
 	defer m.Close()
 	var out []SliceCheck
+	if !macho.Sniff(m.Data) {
+		return nil, fault.With(fmt.Errorf("verify %s: not a Mach-O file", path), "stead sip inspect "+path)
+	}
 	guardErr := m.Guard(func() { out, err = verify(m.Data) })
 	if err = errors.Join(guardErr, err); err != nil {
-		return nil, fmt.Errorf("verify %s: %w", path, err)
+		return nil, fmt.Errorf("verify %s: %w", path, damaged(err))
 	}
 	return out, nil
 }
