@@ -48,7 +48,7 @@ FUZZ     ?= .
 fuzz:
 	@set -e; for f in $$(grep -rHo --include=*_test.go '^func Fuzz[A-Za-z0-9]*' internal | sed 's|/[^/]*:func |:|' | grep -e '$(FUZZ)'); do \
 		echo "fuzz: $$f for $(FUZZTIME)"; \
-		GOMAXPROCS=1 $(GO) test "./$${f%:*}" -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s -parallel 1; \
+		GOMAXPROCS=1 $(GO) test "./$${f%:*}" -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s -parallel 1; \
 	done
 
 clean:

@@ -18,9 +18,8 @@ func newSipCommand(a *app) *cobra.Command {
 		Use:   "sip",
 		Short: "Find macOS programs that cannot be entered, and make copies that can",
 		Long: `macOS takes DYLD_INSERT_LIBRARIES away from protected programs: its own, those with a hardened
-runtime, and scripts whose first line leads through one (#!/usr/bin/env node). "stead exec" makes
-copies of them that can be entered; these commands show what it finds and does. They work on
-every system.`,
+runtime, and scripts whose first line leads through one (#!/usr/bin/env node). These commands find
+such programs and make copies of them that can be entered. They work on every system.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }, // else an unknown command is none
 	}

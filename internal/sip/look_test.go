@@ -2,6 +2,7 @@ package sip
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -224,6 +225,11 @@ func TestOtherFilesAreToldForWhatTheyAre(t *testing.T) {
 	}
 }
 
+// unreadable flags are those of any other system.
+type unreadable struct{}
+
+func (unreadable) Restricted(string) (bool, error) { return false, errors.ErrUnsupported }
+
 func TestTheDirectoriesOfMacOSAreAHintOnly(t *testing.T) {
 	for path, want := range map[string]string{
 		"/usr/bin/env": "/usr", "/bin/sh": "/bin", "/sbin/mount": "/sbin", "/System/x": "/System", "/usr/local/bin/node": "",
@@ -235,7 +241,7 @@ func TestTheDirectoriesOfMacOSAreAHintOnly(t *testing.T) {
 		}
 	}
 	// Where flags cannot be read, the hint is told and decides nothing.
-	r, err := testPatcher(t, Options{}).Inspect("/usr/bin/env")
+	r, err := testPatcher(t, Options{Flags: unreadable{}}).Inspect("/usr/bin/env")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,6 +77,7 @@ func bench(work string) error {
 		ratios, beyond = append(ratios, o.Seconds()/b.Seconds()), append(beyond, float64(peak-int64(len(data)))/(1<<20))
 	}
 	// The first round warms up.
+	fmt.Println("| what | bare | stead sip patch | ratio |\n|---|---|---|---|")
 	fmt.Printf("| copy of a protected 150 MB program, ms (bare: sha256sum and cp) | %s | %s | %s |\n", spread(bare[1:]), spread(ours[1:]), spread(ratios[1:]))
 	fmt.Printf("| its memory beyond the mapped file, MiB | | %s | |\n", spread(beyond[1:]))
 	return nil
