@@ -355,10 +355,11 @@ func Verify(path string) ([]SliceCheck, error) {
 	}
 	defer m.Close()
 	var out []SliceCheck
-	if !macho.Sniff(m.Data) {
-		return nil, fault.With(fmt.Errorf("verify %s: not a Mach-O file", path), "stead sip inspect "+path)
-	}
-	guardErr := m.Guard(func() { out, err = verify(m.Data) })
+	guardErr := m.Guard(func() {
+		if out, err = verify(m.Data); err != nil && !macho.Sniff(m.Data) {
+			err = fault.With(err, "stead sip inspect "+path)
+		}
+	})
 	if err = errors.Join(guardErr, err); err != nil {
 		return nil, fmt.Errorf("verify %s: %w", path, damaged(err))
 	}

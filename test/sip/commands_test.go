@@ -29,7 +29,7 @@ func world(t *testing.T) string {
 		"unsigned-arm": string(fixture.Program{}.Bytes()), "unsigned-intel": string(fixture.Program{CPU: macho.X86_64}.Bytes()),
 		"hard": string(fixture.Program{Loads: []fixture.Load{{Cmd: macho.LCRpath, Path: "@loader_path/lib"}}, Sign: &fixture.Signature{
 			Flags: codesign.FlagRuntime, XML: fixture.XML("<key>com.apple.security.get-task-allow</key><true/>")}}.Bytes()),
-		"script": "#!" + dir + "/env hard\nbody\n", "broken": "#!" + dir + "/nothing\n",
+		"script": "#!" + dir + "/env hard\nbody\n", "broken": "#!" + dir + "/nothing\n", "text": "hello\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o755); err != nil {
 			t.Fatal(err)
@@ -88,7 +88,7 @@ func TestTheCommandsSayWhatTheyFindAndDo(t *testing.T) {
 			"error: verify unsigned-arm: slice arm64: not signed\nhint: make a signed copy: stead sip patch unsigned-arm\n", 125},
 		{"verify bad", "bad: slice arm64: wrong\n", "error: verify bad: slice arm64: offset 0x3000: page 3: its SHA-256 is not that in the CodeDirectory of slot 0x0\n" +
 			"hint: the file was changed after it was signed; make a new copy: stead sip patch bad\n", 125},
-		{"verify script", "", "error: verify script: not a Mach-O file\nhint: stead sip inspect script\n", 125},
+		{"verify text", "", "error: verify text: offset 0x0: magic 0x68656c6c, not a Mach-O file\nhint: stead sip inspect text\n", 125},
 		{"clean --max-age 0s", "", "error: --max-age and --max-size are more than nothing\nhint: stead sip clean --all removes everything\n", 125},
 		{"clean --all", "removed 0 (0.0 MiB), kept 0 (0.0 MiB)\n", "", 0},
 		{"nothing", "", "error: unknown command \"nothing\" for \"stead sip\"\n", 125},
