@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/sip/codesign"
 	"github.com/stead-dev/stead/internal/sip/macho"
 	"github.com/stead-dev/stead/internal/sip/mapped"
 	"github.com/stead-dev/stead/internal/sip/shebang"
@@ -177,7 +178,7 @@ func (f *finding) judge(host macho.CPU) {
 	for i := range f.archs {
 		a := &f.archs[i]
 		f.slices = append(f.slices, SliceReport{
-			CPU: a.CPU.String(), Subtype: a.SubtypeName(), Signed: a.sig != nil, Hardened: a.flags()&flagRuntime != 0,
+			CPU: a.CPU.String(), Subtype: a.SubtypeName(), Signed: a.sig != nil, Hardened: a.flags()&codesign.FlagRuntime != 0,
 			Entitlements: a.entitlements(), Runs: a == f.runs,
 		})
 	}

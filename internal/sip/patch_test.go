@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/stead-dev/stead/internal/sip/codesign"
 	"github.com/stead-dev/stead/internal/sip/fixture"
 	"github.com/stead-dev/stead/internal/sip/macho"
+	"github.com/stead-dev/stead/internal/sip/mapped"
 )
 
 func patch(t *testing.T, p *Patcher, path string) *Copy {
@@ -580,4 +582,83 @@ func TestAWriteThatFailsLeavesNothing(t *testing.T) {
 		}
 		return err
 	})
+}
+
+func TestManyWhoCopyAndManyWhoCleanDoNotHinderOneAnother(t *testing.T) {
+	files := map[string]string{}
+	for _, f := range []string{"a", "b", "c", "d"} {
+		files[f] = string(fixture.Program{Text: 100 + 8*int(f[0]), Sign: &fixture.Signature{Flags: codesign.FlagRuntime}}.Bytes())
+	}
+	dir := tree(t, files)
+	cache := filepath.Join(t.TempDir(), "cache")
+	var all sync.WaitGroup
+	for i := range 12 {
+		all.Go(func() {
+			p := testPatcher(t, Options{Cache: cache})
+			for j := range 20 {
+				if i%3 == 0 {
+					if _, err := p.Clean(t.Context(), Limits{All: true}); err != nil {
+						t.Error(err)
+					}
+					continue
+				}
+				name := string(rune('a' + (i+j)%4))
+				if c, err := p.Patch(t.Context(), dir+"/"+name); err != nil || p.StripPrefix(c.Path) != dir+"/"+name {
+					t.Errorf("%+v, %v", c, err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	p := testPatcher(t, Options{Cache: cache})
+	for name := range files {
+		c := patch(t, p, dir+"/"+name)
+		if checks, err := Verify(c.Path); err != nil || checks[0].Problems != nil {
+			t.Errorf("%+v, %v", checks, err)
+		}
+	}
+}
+
+func TestAProgramThatChangesWhileItIsCopiedGivesAWholeCopyOrAnError(t *testing.T) {
+	dir := tree(t, map[string]string{"p": string(fixture.Program{Text: 4 << 20, Sign: &fixture.Signature{Flags: codesign.FlagRuntime}}.Bytes())})
+	path := dir + "/p"
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() { // as a linker or a package manager that writes in place
+		for {
+			select {
+			case <-stop:
+				os.WriteFile(path, data, 0o755)
+				return
+			default:
+				os.WriteFile(path, data[:len(data)/2], 0o755)
+				os.WriteFile(path, data, 0o755)
+			}
+		}
+	})
+	p := testPatcher(t, Options{})
+	failed := 0
+	for range 60 {
+		c, err := p.Patch(t.Context(), path)
+		if err != nil {
+			failed++
+			if f := (*macho.FormatError)(nil); !errors.Is(err, mapped.ErrChanged) && !errors.As(err, &f) && !strings.Contains(err.Error(), "an empty file") {
+				t.Error(err)
+			}
+			continue
+		}
+		if checks, err := Verify(c.Path); err != nil || checks[0].Problems != nil {
+			t.Fatalf("%+v, %v", checks, err)
+		}
+	}
+	close(stop)
+	writer.Wait()
+	if failed == 0 {
+		t.Error("the file never changed under anybody's hands")
+	}
+	patch(t, p, path)
 }
