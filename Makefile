@@ -7,7 +7,7 @@ LDFLAGS := -s -w -X github.com/stead-dev/stead/internal/cli.Version=$(VERSION)
 export CGO_ENABLED = 0
 export GOFLAGS += -buildvcs=false
 
-.PHONY: build demo test bench lint cross setup clean fuzz
+.PHONY: build demo test bench lint cross setup setup-sip clean fuzz
 build:
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/stead ./cmd/stead
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/stead-agent ./cmd/stead-agent
@@ -22,12 +22,16 @@ cross:
 setup:
 	bash test/setup.sh
 
+# Real macOS programs and what else reads them, from the package registries; see the script.
+setup-sip: setup
+	bash test/sip/setup.sh
+
 demo: build
 	bash test/demo.sh
 
 # One package after the other: they use the same ports of this machine. Nothing from the cache: most
 # tests run a stead that they build, which the cache does not know of.
-test: setup build lint
+test: setup setup-sip build lint
 	$(GO) test -count=1 -p 1 -timeout 14m ./...
 
 lint:
@@ -36,6 +40,16 @@ lint:
 
 bench: setup build
 	bash test/bench/run.sh
+
+# Every fuzz test, one after the other on one core, each for FUZZTIME; FUZZ=sip/ takes those whose
+# package or name has that in it. What is found stays in the package's testdata/fuzz: commit it.
+FUZZTIME ?= 10m
+FUZZ     ?= .
+fuzz:
+	@set -e; for f in $$(grep -rHo --include=*_test.go '^func Fuzz[A-Za-z0-9]*' internal | sed 's|/[^/]*:func |:|' | grep -e '$(FUZZ)'); do \
+		echo "fuzz: $$f for $(FUZZTIME)"; \
+		GOMAXPROCS=1 $(GO) test "./$${f%:*}" -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s -parallel 1; \
+	done
 
 clean:
 	rm -rf $(BIN)

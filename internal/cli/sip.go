@@ -18,10 +18,10 @@ func newSipCommand(a *app) *cobra.Command {
 		Use:   "sip",
 		Short: "Find macOS programs that cannot be entered, and make copies that can",
 		Long: `macOS takes DYLD_INSERT_LIBRARIES away from protected programs: its own, those with a hardened
-runtime, and scripts whose first line leads through one (#!/usr/bin/env node). "stead exec" makes
-copies of them that can be entered; these commands show what it finds and does. They work on
-every system.`,
+runtime, and scripts whose first line leads through one (#!/usr/bin/env node). These commands find
+such programs and make copies of them that can be entered. They work on every system.`,
 		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }, // else an unknown command is none
 	}
 	c.PersistentFlags().StringVar(&o.Cache, "cache", "", "directory of the copies (default: stead/sip in the user's cache directory)")
 	// The environment of the command line is that of the program which the user would run.
@@ -67,7 +67,7 @@ func newSipInspect(a *app, patcher func() (*sip.Patcher, error)) *cobra.Command 
 					printReport(a, r)
 				}
 			}
-			return errors.Join(failed...)
+			return inOneLine(failed)
 		},
 	}
 	c.Flags().StringVarP(&output, "output", "o", "text", "text or json")
@@ -151,15 +151,15 @@ signature is an error, as no Mac runs it.`,
 					fmt.Fprintf(a.stdout, "%s: slice %v: %d pages and all offsets are right\n", args[0], s.Arch, s.Pages)
 				case s.NeedsSignature():
 					fmt.Fprintf(a.stdout, "%s: slice %v: not signed\n", args[0], s.Arch)
-					bad = append(bad, fmt.Errorf("verify %s: slice %v: not signed", args[0], s.Arch))
+					bad = append(bad, fault.With(fmt.Errorf("verify %s: slice %v: not signed", args[0], s.Arch), "make a signed copy: stead sip patch "+args[0]))
 				default:
 					fmt.Fprintf(a.stdout, "%s: slice %v: not signed, and need not be\n", args[0], s.Arch)
 				}
 				for _, p := range s.Problems {
-					bad = append(bad, fmt.Errorf("verify %s: slice %v: %w", args[0], s.Arch, p))
+					bad = append(bad, fault.With(fmt.Errorf("verify %s: slice %v: %w", args[0], s.Arch, p), "the file was changed after it was signed; make a new copy: stead sip patch "+args[0]))
 				}
 			}
-			return fault.With(errors.Join(bad...), "the file was changed after it was signed; make a new copy: stead sip patch FILE")
+			return inOneLine(bad)
 		},
 	}
 }
@@ -192,6 +192,19 @@ func newSipClean(a *app, patcher func() (*sip.Patcher, error)) *cobra.Command {
 	c.Flags().DurationVar(&l.MaxAge, "max-age", sip.DefaultMaxAge, "remove copies not used for so long")
 	c.Flags().Int64Var(&size, "max-size", sip.DefaultMaxSize>>20, "MiB to keep; the longest unused go first")
 	return c
+}
+
+// inOneLine joins errors so that they can be told apart where they are printed in one line.
+func inOneLine(errs []error) (all error) {
+	for _, err := range errs {
+		switch {
+		case all == nil:
+			all = err
+		case err != nil:
+			all = fmt.Errorf("%w; %w", all, err)
+		}
+	}
+	return all
 }
 
 func mib(n int64) float64 { return float64(n) / (1 << 20) }

@@ -100,7 +100,7 @@ func editable(m *macho.Image) error {
 	case m.CPU != macho.ARM64 && m.CPU != macho.X86_64 || m.Order != binary.LittleEndian:
 		return macho.Errorf(m.Base+4, "code for %v, which no Mac runs today", m.Arch)
 	case m.Type != macho.Execute && m.Type != macho.Dylib && m.Type != macho.Bundle:
-		return macho.Errorf(m.Base+12, "a %v, not a program", m.Type)
+		return macho.Errorf(m.Base+12, "not a program (%v)", m.Type)
 	case m.Encrypted:
 		return macho.Errorf(m.Base, "its code is encrypted (App Store)")
 	case m.LinkEdit == nil:
@@ -108,7 +108,7 @@ func editable(m *macho.Image) error {
 	}
 	end := m.LinkEdit.FileOff + m.LinkEdit.FileSize
 	for _, s := range m.Segments {
-		if s.FileOff+s.FileSize > end {
+		if s.FileSize > 0 && s.FileOff+s.FileSize > end {
 			return macho.Errorf(m.Base+uint64(m.Commands[s.Command].Offset), "segment %s ends at %#x, after __LINKEDIT (%#x)", s.Name, s.FileOff+s.FileSize, end)
 		}
 	}

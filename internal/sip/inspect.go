@@ -1,12 +1,6 @@
 package sip
 
-import (
-	"fmt"
-
-	"github.com/stead-dev/stead/internal/sip/codesign"
-)
-
-const flagRuntime = codesign.FlagRuntime
+import "fmt"
 
 // Report is what a file is, whether a program run by it is protected, why, and by which files.
 type Report struct {

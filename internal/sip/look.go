@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/sip/codesign"
 	"github.com/stead-dev/stead/internal/sip/macho"
 	"github.com/stead-dev/stead/internal/sip/mapped"
 	"github.com/stead-dev/stead/internal/sip/shebang"
@@ -77,7 +79,10 @@ func (p *Patcher) look(path string, w where, above []string) (*finding, error) {
 	f := &finding{path: filepath.Clean(path), kind: KindOther}
 	var err error
 	if f.real, err = filepath.EvalSymlinks(f.path); err != nil {
-		return nil, err
+		if pe := (*fs.PathError)(nil); errors.As(err, &pe) && pe.Path == f.path {
+			err = pe.Err // lstat is not what anybody asked for
+		}
+		return nil, fmt.Errorf("%s: %w", f.path, err)
 	}
 	if f.info, err = os.Stat(f.real); err != nil {
 		return nil, err
@@ -100,7 +105,7 @@ func (p *Patcher) look(path string, w where, above []string) (*finding, error) {
 	defer m.Close()
 	err2 := m.Guard(func() { err = f.classify(m.Data) })
 	if err = errors.Join(err2, err); err != nil {
-		return nil, fmt.Errorf("%s: %w", f.path, err)
+		return nil, fmt.Errorf("%s: %w", f.path, damaged(err))
 	}
 	p.restrictions(f)
 	if f.kind == KindMachO {
@@ -118,6 +123,14 @@ func (p *Patcher) look(path string, w where, above []string) (*finding, error) {
 		f.protected = false
 	}
 	return f, nil
+}
+
+// damaged adds advice to the error of a file that breaks its format.
+func damaged(err error) error {
+	if f := (*macho.FormatError)(nil); errors.As(err, &f) {
+		return fault.With(err, "the file is cut or damaged, a Mac would not run it either: install it anew")
+	}
+	return err
 }
 
 func (f *finding) say(format string, args ...any) {
@@ -165,7 +178,7 @@ func (f *finding) judge(host macho.CPU) {
 	for i := range f.archs {
 		a := &f.archs[i]
 		f.slices = append(f.slices, SliceReport{
-			CPU: a.CPU.String(), Subtype: a.SubtypeName(), Signed: a.sig != nil, Hardened: a.flags()&flagRuntime != 0,
+			CPU: a.CPU.String(), Subtype: a.SubtypeName(), Signed: a.sig != nil, Hardened: a.flags()&codesign.FlagRuntime != 0,
 			Entitlements: a.entitlements(), Runs: a == f.runs,
 		})
 	}
@@ -186,7 +199,7 @@ func (f *finding) judge(host macho.CPU) {
 	f.protected = f.protected || protected
 	f.reasons = append(f.reasons, reasons...)
 	if f.runs.image.Type != macho.Execute {
-		f.say("a %v, not a program by itself", f.runs.image.Type)
+		f.say("not a program by itself (%v)", f.runs.image.Type)
 		f.protected = false
 	}
 	if f.runs.CPU != host {

@@ -151,6 +151,7 @@ var malformed = []struct {
 	{"arm64", "a section more than there is", field32(seg, text, 64, 2)},
 	{"arm64", "a segment that begins past the end", field64(seg, text, 40, 1<<40)},
 	{"arm64", "a segment that ends past the end", field64(seg, link, 48, 1<<40)},
+	{"arm64", "an empty __LINKEDIT past the end", both(field64(seg, link, 40, 1<<40), field64(seg, link, 48, 0))},
 	{"arm64", "a segment whose end overflows", both(field64(seg, link, 40, 1<<63), field64(seg, link, 48, 1<<63))},
 	{"arm64", "a segment whose address overflows", field64(seg, link, 24, 0xffffffffffffff00)},
 	{"arm64", "a segment with less memory than bytes", field64(seg, link, 32, 1)},

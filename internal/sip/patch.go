@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/stead-dev/stead/internal/fault"
@@ -142,15 +143,11 @@ func (p *Patcher) copyMachO(ctx context.Context, f *finding, output string) (*Co
 		if err := e.write(w, a.image.Data, pages, m.Guard); err != nil {
 			return err
 		}
-		now, err := m.File.Stat()
-		if err == nil && (now.Size() != m.Info.Size() || !now.ModTime().Equal(m.Info.ModTime())) {
-			err = mapped.ErrChanged
-		}
-		return err
+		return unchanged(m)
 	}
 	if output != "" {
 		c.Path = output
-		return c, writeBeside(output, mode, write)
+		return c, writeBeside(ctx, output, mode, write)
 	}
 	c.Path, c.Cached, err = p.store.get(ctx, e.key(pages, uint64(len(a.image.Data)), mode), f.path, mode, write)
 	if err == nil && !c.Cached {
@@ -198,56 +195,49 @@ func (e *edit) key(pages []codesign.Hash, size uint64, mode os.FileMode) string 
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
-// write writes the copy of the slice data, whose pages have these hashes. Pages whose bytes are
-// the original's are not hashed again.
+// write writes the copy of the slice data, whose pages had these hashes when the copy was named by
+// them. It signs the bytes that it writes, and fails where they are not those of then.
 func (e *edit) write(w io.Writer, data []byte, pages []codesign.Hash, guard func(func()) error) error {
-	limit := e.params.CodeLimit
-	n := (limit + codesign.PageSize - 1) / codesign.PageSize
-	sums := make([]codesign.Hash, n)
-	copy(sums, pages)
-	var page [codesign.PageSize]byte
-	err := guard(func() {
-		for i := range n {
-			from := i * codesign.PageSize
-			if from >= uint64(len(e.head)) && i != n-1 {
-				continue
-			}
-			to := min(from+codesign.PageSize, limit)
-			b := page[:to-from]
-			clear(b)
-			copy(b, data[min(from, e.copied):min(to, e.copied)])
-			if from < uint64(len(e.head)) {
-				copy(b, e.head[from:])
-			}
-			sums[i] = sha256.Sum256(b)
+	const pageSize = codesign.PageSize
+	limit, head := e.params.CodeLimit, uint64(len(e.head))
+	sums := make([]codesign.Hash, (limit+pageSize-1)/pageSize)
+	buf := make([]byte, 256*pageSize)
+	for at := uint64(0); at < limit; at += uint64(len(buf)) {
+		b := buf[:min(uint64(len(buf)), limit-at)]
+		if err := guard(func() { clear(b[copy(b, data[min(at, e.copied):e.copied]):]) }); err != nil {
+			return err
 		}
-	})
-	if err != nil {
-		return err
+		copy(b, e.head[min(at, head):])
+		for i := 0; i < len(b); i += pageSize {
+			from := at + uint64(i)
+			n := from / pageSize
+			sums[n] = sha256.Sum256(b[i:min(i+pageSize, len(b))])
+			if original := from >= head && from+pageSize <= e.copied; original && sums[n] != pages[n] {
+				return mapped.ErrChanged
+			}
+		}
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
 	}
 	sig, err := e.params.Encode(sums)
 	if err != nil {
 		return err
 	}
-	tail := make([]byte, limit-e.copied, e.size-e.copied)
-	tail = append(tail, sig...)
-	tail = tail[:e.size-e.copied]
-	for _, b := range [][]byte{e.head, data[len(e.head):e.copied], tail} {
-		if _, err := w.Write(b); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err = w.Write(append(sig, make([]byte, e.size-limit-uint64(len(sig)))...))
+	return err
 }
 
-// writeBeside writes a file by way of a temporary one in the same directory.
-func writeBeside(path string, mode os.FileMode, write func(*os.File) error) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+// writeBeside writes a file by way of a hidden one in the same directory, which is its own lock:
+// what a killed process left there is written over by the next.
+func writeBeside(ctx context.Context, path string, mode os.FileMode, write func(*os.File) error) error {
+	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".patching")
+	unlock, err := lock(ctx, tmp, true)
 	if err != nil {
-		return fmt.Errorf("write copy: %w", err)
+		return noRoom(fmt.Errorf("write copy: %w", err))
 	}
-	tmp.Close()
-	return writeAtomic(tmp.Name(), path, mode, write)
+	defer unlock()
+	return noRoom(writeAtomic(tmp, path, mode, write))
 }
 
 // copyScript makes a copy of a script whose first line leads to copies.
@@ -256,48 +246,30 @@ func (p *Patcher) copyScript(ctx context.Context, f *finding, output string) (*C
 		return nil, fault.With(errors.New(strings.Join(f.missing, "; ")), "stead sip inspect "+f.path)
 	}
 	c := &Copy{Original: f.path, Kind: KindScript}
-	words := f.line.Words()
 	interp, err := p.runnable(ctx, f.interp)
 	if err != nil {
 		return nil, err
 	}
 	c.Notes = append(c.Notes, interp.Notes...)
-	if interp.Path != f.interp.path || !filepath.IsAbs(words[0]) {
-		words[0] = interp.Path
-	}
+	var command *Copy
 	if f.command != nil {
-		command, err := p.runnable(ctx, f.command)
-		if err != nil {
+		if command, err = p.runnable(ctx, f.command); err != nil {
 			return nil, err
 		}
 		c.Notes = append(c.Notes, command.Notes...)
-		if command.Path != f.command.path {
-			if f.env.Word < 0 {
-				return nil, fmt.Errorf("the command of env stands in a -S that cannot be rewritten: %s", strings.Join(words, " "))
-			}
-			words[1+f.env.Word] = f.env.Prefix + command.Path
-		}
 	}
-	line := "#!" + strings.Join(words, " ")
-	if err := checkLine(line, words); err != nil {
-		return nil, fault.With(err, "use a cache directory with a shorter name, without blanks: stead sip patch --cache DIR")
+	line, err := firstLine(f, interp, command)
+	if err != nil {
+		return nil, err
 	}
 	m, err := mapped.Open(f.real)
 	if err != nil {
 		return nil, err
 	}
 	defer m.Close()
-	if f.line.Len > len(m.Data) {
-		return nil, mapped.ErrChanged
-	}
 	mode := m.Info.Mode().Perm()
-	var key string
-	if err := m.Guard(func() {
-		h := sha256.New()
-		fmt.Fprintf(h, "stead sip %d script %o %q\n", Version, mode, line)
-		h.Write(m.Data)
-		key = hex.EncodeToString(h.Sum(nil)[:16])
-	}); err != nil {
+	key, err := scriptKey(m, f, mode, line)
+	if err != nil {
 		return nil, err
 	}
 	write := func(w *os.File) error {
@@ -305,14 +277,60 @@ func (p *Patcher) copyScript(ctx context.Context, f *finding, output string) (*C
 			return err
 		}
 		_, err := w.Write(m.Data[f.line.Len:])
-		return err
+		return errors.Join(err, unchanged(m))
 	}
 	if output != "" {
 		c.Path = output
-		return c, writeBeside(output, mode, write)
+		return c, writeBeside(ctx, output, mode, write)
 	}
 	c.Path, c.Cached, err = p.store.get(ctx, key, f.path, mode, write)
 	return c, err
+}
+
+// firstLine returns the first line of a script's copy, where its interpreter, and the command of
+// env if it has one, are run by these.
+func firstLine(f *finding, interp, command *Copy) (string, error) {
+	words := f.line.Words()
+	if interp.Path != f.interp.path || !filepath.IsAbs(words[0]) {
+		words[0] = interp.Path
+	}
+	if command != nil && command.Path != f.command.path {
+		if f.env.Word < 0 {
+			err := fmt.Errorf("the command of env stands in a -S that cannot be rewritten: %s", strings.Join(f.line.Words(), " "))
+			return "", fault.With(err, "write the command without quotes, escapes and variables")
+		}
+		words[1+f.env.Word] = f.env.Prefix + command.Path
+	}
+	line := "#!" + strings.Join(words, " ")
+	if err := checkLine(line, words); err != nil {
+		return "", fault.With(err, "use a cache directory with a shorter name, without blanks: stead sip patch --cache DIR")
+	}
+	return line, nil
+}
+
+// scriptKey is the key of a script's copy: a hash of its content and of its new first line.
+func scriptKey(m *mapped.File, f *finding, mode os.FileMode, line string) (key string, err error) {
+	guardErr := m.Guard(func() {
+		var now shebang.Line
+		if now, err = shebang.Parse(m.Data[:min(len(m.Data), shebang.MaxLine+1)]); err != nil || !slices.Equal(now.Words(), f.line.Words()) {
+			err = fmt.Errorf("%s: %w", f.path, mapped.ErrChanged)
+			return
+		}
+		h := sha256.New()
+		fmt.Fprintf(h, "stead sip %d script %o %q\n", Version, mode, line)
+		h.Write(m.Data)
+		key = hex.EncodeToString(h.Sum(nil)[:16])
+	})
+	return key, errors.Join(guardErr, err)
+}
+
+// unchanged makes sure that a file is what it was when it was mapped.
+func unchanged(m *mapped.File) error {
+	now, err := m.File.Stat()
+	if err == nil && (now.Size() != m.Info.Size() || !now.ModTime().Equal(m.Info.ModTime())) {
+		err = mapped.ErrChanged
+	}
+	return err
 }
 
 // checkLine makes sure that the kernel reads the words of a first line as they are meant.
@@ -349,9 +367,13 @@ func Verify(path string) ([]SliceCheck, error) {
 	}
 	defer m.Close()
 	var out []SliceCheck
-	guardErr := m.Guard(func() { out, err = verify(m.Data) })
+	guardErr := m.Guard(func() {
+		if out, err = verify(m.Data); err != nil && !macho.Sniff(m.Data) {
+			err = fault.With(err, "stead sip inspect "+path)
+		}
+	})
 	if err = errors.Join(guardErr, err); err != nil {
-		return nil, fmt.Errorf("verify %s: %w", path, err)
+		return nil, fmt.Errorf("verify %s: %w", path, damaged(err))
 	}
 	return out, nil
 }

@@ -20,6 +20,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/sip/macho"
 )
 
@@ -57,7 +58,7 @@ func New(o Options) (*Patcher, error) {
 	var err error
 	if o.Cache == "" {
 		if o.Cache, err = os.UserCacheDir(); err != nil {
-			return nil, fmt.Errorf("directory for patched copies: %w", err)
+			return nil, fault.With(fmt.Errorf("directory for patched copies: %w", err), "stead sip --cache DIR")
 		}
 		o.Cache = filepath.Join(o.Cache, "stead", "sip")
 	}

@@ -8,3 +8,7 @@ trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 CGO_ENABLED=0 go build -o "$work/local" ./test/bench/local
 "$work/local"
+echo
+CGO_ENABLED=0 go build -o "$work/sip" ./test/bench/sip
+mkdir "$work/copies"
+"$work/sip" "$work/copies"

@@ -238,8 +238,9 @@ func (m *Image) checkTables() error {
 			if m.LinkEdit == nil {
 				return Errorf(at, "%s without a segment __LINKEDIT", CommandName(c.Cmd))
 			}
-			if lo := m.LinkEdit.FileOff; !within(off, n, lo, lo+m.LinkEdit.FileSize) {
-				return Errorf(at, "%s: %s, %#x bytes at %#x, not inside __LINKEDIT (%#x to %#x)", CommandName(c.Cmd), t.what, n, off, lo, lo+m.LinkEdit.FileSize)
+			lo, hi := max(m.LinkEdit.FileOff, uint64(m.CommandsEnd())), m.LinkEdit.FileOff+m.LinkEdit.FileSize
+			if !within(off, n, lo, hi) {
+				return Errorf(at, "%s: %s, %#x bytes at %#x, not inside __LINKEDIT (%#x to %#x)", CommandName(c.Cmd), t.what, n, off, lo, hi)
 			}
 			if s := m.Signature; s != nil && i != s.Command && off < s.DataOff+s.DataSize && s.DataOff < off+n {
 				return Errorf(at, "%s: %s, %#x bytes at %#x, overlaps the code signature at %#x", CommandName(c.Cmd), t.what, n, off, s.DataOff)

@@ -66,7 +66,7 @@ type Segment struct {
 	Command           int // index into Image.Commands
 	Name              string
 	VMAddr, VMSize    uint64
-	FileOff, FileSize uint64 // in the slice
+	FileOff, FileSize uint64 // in the slice; the FileOff of an empty one may be anywhere
 	Sections          []Section
 }
 
@@ -213,7 +213,8 @@ func (m *Image) checkSegments() error {
 		s := &m.Segments[i]
 		at := m.Base + uint64(m.Commands[s.Command].Offset)
 		switch {
-		case !within(s.FileOff, s.FileSize, 0, size):
+		// Where an empty segment would lie means nothing; but __LINKEDIT may be given bytes.
+		case (s.FileSize > 0 || s == m.LinkEdit) && !within(s.FileOff, s.FileSize, 0, size):
 			return Errorf(at, "segment %s, %#x bytes at %#x, ends past the slice's %#x", s.Name, s.FileSize, s.FileOff, size)
 		case s.FileSize > s.VMSize && s.VMSize > 0: // Go's __DWARF is not mapped at all
 			return Errorf(at, "segment %s has %#x bytes in the file and %#x in memory", s.Name, s.FileSize, s.VMSize)
