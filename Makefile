@@ -42,6 +42,7 @@ test: setup build lint
 lint:
 	@out=$$(gofmt -l cmd internal test); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags e2e ./test/e2e
 
 bench: setup build
 	bash test/bench/run.sh

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -55,6 +56,10 @@ func Load(a Access) (*Client, error) {
 		return nil, fault.With(fmt.Errorf("read kubeconfig: %w", err), hint)
 	}
 	config, err := loader.ClientConfig()
+	if clientcmd.IsEmptyConfig(err) {
+		return nil, fault.With(errors.New("no cluster: neither --kubeconfig nor $KUBECONFIG nor ~/.kube/config names one"),
+			hint+"; without a cluster: stead playground up --detach, --target playground/orders")
+	}
 	if err != nil {
 		return nil, fault.With(fmt.Errorf("read kubeconfig: %w", err), hint)
 	}

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 )
 
@@ -255,6 +256,10 @@ func has(cs []Condition, kind string) *Condition {
 		}
 	}
 	return nil
+}
+
+func (p *Pod) ownedBy(uid string) bool {
+	return slices.ContainsFunc(p.Meta.OwnerReferences, func(o OwnerReference) bool { return o.UID == uid })
 }
 
 func ptr[T any](v T) *T { return &v }

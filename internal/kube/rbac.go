@@ -72,14 +72,11 @@ var refusals = []struct {
 	{"violates PodSecurity", "the agent needs hostPID and the capabilities SYS_ADMIN, SYS_PTRACE, NET_ADMIN, NET_RAW: start it in a namespace that allows them (kubectl label namespace NAME pod-security.kubernetes.io/enforce=privileged) with --agent-namespace NAME"},
 	{"denied the request", "an admission webhook of the cluster refused it: ask who runs it"},
 	{"no PriorityClass", "kubectl get priorityclass; choose with --agent-priority"},
-	{"serviceaccount", "kubectl get serviceaccount; choose with --agent-service-account"},
+	{`serviceaccount "`, "kubectl get serviceaccount; choose with --agent-service-account"},
 }
 
 // refused gives the API server's refusal its hint.
 func refused(s *StatusError) error {
-	if hint := refusalHint(s.Message); hint != "" {
-		return fault.With(s, hint)
-	}
 	if m := forbidden.FindStringSubmatch(s.Message); m != nil {
 		user, verb, resource, group, ns := m[1], m[2], m[3], m[4], m[5]
 		if ns == "" {
@@ -93,6 +90,9 @@ func refused(s *StatusError) error {
 		}
 		return fault.With(fmt.Errorf("%s may not %s %s in namespace %s (to %s): %w", user, verb, resource, ns, what, s),
 			fmt.Sprintf("whoever may give rights there runs: stead rbac -n %s --user %s | kubectl apply -f -", ns, user))
+	}
+	if hint := refusalHint(s.Message); hint != "" {
+		return fault.With(s, hint)
 	}
 	if s.Code == 401 {
 		return fault.With(fmt.Errorf("not logged in to the cluster: %w", s), "log in again (kubectl auth whoami tells when it worked)")

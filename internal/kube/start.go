@@ -71,7 +71,8 @@ func (c *Client) startJob(ctx context.Context, m mark, o *Options) (*Agent, net.
 	for nth := range maxGenerations {
 		j := newJob(m, o, m.agentName(o, nth), newSecret())
 		path := "/apis/batch/v1/namespaces/" + j.Meta.Namespace + "/jobs"
-		err := c.create(ctx, path, j, nil)
+		var made Job
+		err := c.create(ctx, path, j, &made)
 		if isStatus(err, http.StatusConflict) {
 			var there Job
 			err = c.get(ctx, path+"/"+j.Meta.Name, nil, &there)
@@ -81,7 +82,7 @@ func (c *Client) startJob(ctx context.Context, m mark, o *Options) (*Agent, net.
 			if err != nil {
 				return nil, nil, fmt.Errorf("start an agent beside %s: %w", m, err)
 			}
-			a, conn, err := c.await(ctx, m, o, j.Meta.Namespace, j.Meta.Name)
+			a, conn, err := c.await(ctx, m, o, &there)
 			if errors.Is(err, errAgentOver) {
 				continue // it had ended when we came
 			}
@@ -90,7 +91,7 @@ func (c *Client) startJob(ctx context.Context, m mark, o *Options) (*Agent, net.
 		if err != nil {
 			return nil, nil, fmt.Errorf("start an agent beside %s: %w", m, err)
 		}
-		a, conn, err := c.await(ctx, m, o, j.Meta.Namespace, j.Meta.Name)
+		a, conn, err := c.await(ctx, m, o, &made)
 		if err != nil {
 			// Not the caller's context: that may be why we are here.
 			cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeWithin)
@@ -120,7 +121,8 @@ const (
 
 // await follows the agent of a Job until it answers, or it is known why it will not. It does not
 // wait for the status Running, which comes up to a second late.
-func (c *Client) await(ctx context.Context, m mark, o *Options, ns, job string) (*Agent, net.Conn, error) {
+func (c *Client) await(ctx context.Context, m mark, o *Options, j *Job) (*Agent, net.Conn, error) {
+	ns, job := j.Meta.Namespace, j.Meta.Name
 	tctx, cancel := context.WithTimeoutCause(ctx, o.StartupTimeout, fmt.Errorf("it did not answer within %v", o.StartupTimeout))
 	defer cancel()
 	pods := make(chan watchEvent[Pod])
@@ -162,7 +164,7 @@ func (c *Client) await(ctx context.Context, m mark, o *Options, ns, job string) 
 		select {
 		case e := <-pods:
 			now := agentOf(&e.Object)
-			if now == nil {
+			if now == nil || !e.Object.ownedBy(j.Meta.UID) { // one of an earlier Job of that name
 				continue
 			}
 			if err := startFailure(&e.Object); err != nil {
@@ -189,7 +191,7 @@ func (c *Client) await(ctx context.Context, m mark, o *Options, ns, job string) 
 			wait = min(wait*5/4, knockAgainMost)
 		case <-events.C:
 			if a == nil {
-				if err := c.noPod(tctx, ns, job); err != nil {
+				if err := c.noPod(tctx, ns, j.Meta.UID); err != nil {
 					return nil, nil, fmt.Errorf("agent beside %s: %w", m, err)
 				}
 			}
@@ -302,8 +304,8 @@ func lastWords(t *ContainerReason, node string) error {
 }
 
 // noPod says why a Job has no pod: the controller tells it in events alone.
-func (c *Client) noPod(ctx context.Context, ns, job string) error {
-	events, err := list[Event](ctx, c, "/api/v1/namespaces/"+ns+"/events", url.Values{"fieldSelector": {"involvedObject.kind=Job,involvedObject.name=" + job}})
+func (c *Client) noPod(ctx context.Context, ns, uid string) error {
+	events, err := list[Event](ctx, c, "/api/v1/namespaces/"+ns+"/events", url.Values{"fieldSelector": {"involvedObject.uid=" + uid}})
 	if err != nil {
 		return nil // not allowed, or for the moment: the time-out tells
 	}
