@@ -245,6 +245,9 @@ func (a *Agent) read(c *Container, statuses []ContainerStatus) {
 	}
 }
 
+// Over says whether the agent has ended, or is about to.
+func (a *Agent) Over() bool { return a.over }
+
 // fits says whether the agent serves sessions of ours beside m.
 func (a *Agent) fits(m mark) bool {
 	return !a.over && a.secret != "" && a.port > 0 && a.TargetUID == m.uid && a.TargetID == m.id && a.Protocol == strconv.Itoa(knock.Protocol)

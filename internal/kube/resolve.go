@@ -131,17 +131,13 @@ func (c *Client) object(ctx context.Context, k *kindRow, ns string, s Spec, out 
 
 // selector gives the pods' selector of a workload, as a query has it.
 func (c *Client) selector(ctx context.Context, k *kindRow, ns string, s Spec, w *Workload) (string, error) {
-	var sel Selector
-	if len(w.Spec.Selector) > 0 {
-		var asString string
-		if json.Unmarshal(w.Spec.Selector, &asString) == nil && asString != "" {
-			return asString, nil
-		}
-		// A service's selector is a plain map of labels.
-		if err := json.Unmarshal(w.Spec.Selector, &sel); err != nil || len(sel.MatchLabels)+len(sel.MatchExpressions) == 0 {
-			sel = Selector{}
-			_ = json.Unmarshal(w.Spec.Selector, &sel.MatchLabels)
-		}
+	var asString string
+	if len(w.Spec.Selector) > 0 && json.Unmarshal(w.Spec.Selector, &asString) == nil && asString != "" {
+		return asString, nil
+	}
+	sel := w.selector()
+	if sel == nil {
+		sel = &Selector{}
 	}
 	text, err := sel.selectorString()
 	if err == nil {
