@@ -4,16 +4,25 @@ GO      ?= go
 BIN     := bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS := -s -w -X github.com/stead-dev/stead/internal/cli.Version=$(VERSION)
+AGENTS  := internal/kube/image/agents
 export CGO_ENABLED = 0
 export GOFLAGS += -buildvcs=false
 
-.PHONY: build demo test bench lint cross setup setup-sip clean fuzz
-build:
+.PHONY: build agents demo test bench lint cross setup setup-sip clean fuzz
+build: agents
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/stead ./cmd/stead
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/stead-agent ./cmd/stead-agent
 
+# The agents that the CLI carries, for stead agent image.
+agents:
+	@for a in amd64 arm64; do \
+	  GOOS=linux GOARCH=$$a $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/agents/stead-agent-$$a ./cmd/stead-agent && \
+	  gzip -9nc $(BIN)/agents/stead-agent-$$a > $(BIN)/agents/$$a.gz && \
+	  { cmp -s $(BIN)/agents/$$a.gz $(AGENTS)/stead-agent-$$a.gz || cp $(BIN)/agents/$$a.gz $(AGENTS)/stead-agent-$$a.gz; } || exit 1; \
+	done
+
 # Every platform that we say we build for.
-cross:
+cross: agents
 	GOOS=linux GOARCH=amd64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/linux-amd64/ ./cmd/...
 	GOOS=linux GOARCH=arm64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/linux-arm64/ ./cmd/...
 	GOOS=darwin GOARCH=arm64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/darwin-arm64/ ./cmd/stead
@@ -37,6 +46,7 @@ test: setup setup-sip build lint
 lint:
 	@out=$$(gofmt -l cmd internal test); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags e2e ./test/e2e
 
 bench: setup build
 	bash test/bench/run.sh
@@ -52,6 +62,6 @@ fuzz:
 	done
 
 clean:
-	rm -rf $(BIN)
+	rm -rf $(BIN) $(AGENTS)/stead-agent-*.gz
 
 -include test/cluster/cluster.mk

@@ -44,6 +44,7 @@ type server struct {
 	target *target
 	tun    *tunnel.Server
 	ports  *ports
+	roster roster
 	work   sync.WaitGroup
 	live   atomic.Int32 // sessions
 	change chan struct{}
@@ -140,7 +141,9 @@ func (s *server) sessions(ctx context.Context) {
 		s.work.Add(1)
 		go func() {
 			defer s.work.Done()
-			(&session{s: s, t: t}).serve(ctx)
+			x := &session{s: s, t: t}
+			x.serve(ctx)
+			s.roster.remove(x)
 			t.Close()
 			s.live.Add(-1)
 			select {
@@ -171,6 +174,7 @@ func init() {
 		wire.KindPacket:    (*session).packet,
 		wire.KindSubscribe: (*session).subscribe,
 		wire.KindFiles:     (*session).files,
+		wire.KindStatus:    (*session).status,
 	}
 }
 
@@ -197,7 +201,7 @@ func (x *session) serve(ctx context.Context) {
 			}
 			st.SetReadDeadline(time.Time{})
 			serve := kinds[o.Kind]
-			if serve == nil || o.Kind != wire.KindControl && !x.greeted.Load() {
+			if serve == nil || o.Kind != wire.KindControl && o.Kind != wire.KindStatus && !x.greeted.Load() {
 				st.Reset(uint32(unix.EPROTO))
 				return
 			}
@@ -249,6 +253,7 @@ func (x *session) welcome(h *wire.Hello) *wire.Welcome {
 	t.Features = x.s.ports.features()
 	w.Target, w.Version = *t, min(h.Version, wire.Version)
 	x.holder = h.Holder
+	x.s.roster.add(x, h.Holder, h.Build)
 	x.greeted.Store(true)
 	return w
 }

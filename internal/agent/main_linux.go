@@ -8,8 +8,10 @@ import (
 	"io"
 	"net"
 	"runtime/debug"
+	"strings"
 
 	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/knock"
 )
 
 // Main is the agent's command line, of stead-agent and of `stead agent serve` alike. It returns
@@ -18,6 +20,7 @@ func Main(ctx context.Context, args, env []string, build string, stderr io.Write
 	fs := flag.NewFlagSet("stead-agent", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	pid := fs.Int("pid", 0, "the target's main process")
+	container := fs.String("container-id", "", "the target as the container runtime names it, instead of --pid")
 	control := fs.Int("control-fd", -1, "inherited socket over which transports are passed")
 	conn := fs.Int("conn-fd", -1, "inherited socket that is the only transport")
 	listen := fs.String("listen", "", "address to listen on for transports; needs STEAD_AGENT_SECRET")
@@ -31,9 +34,14 @@ func Main(ctx context.Context, args, env []string, build string, stderr io.Write
 	debug.SetGCPercent(50)
 	c := Config{PID: *pid, Linger: *linger, Resume: *resume, Steal: *steal, Build: build, Log: stderr}
 	err := func() (err error) {
+		if *container != "" {
+			if c.PID, err = findContainer(*container); err != nil {
+				return err
+			}
+		}
 		switch {
-		case *pid <= 0:
-			return errors.New("no target: --pid")
+		case c.PID <= 0:
+			return errors.New("no target: --pid or --container-id")
 		case *control >= 0:
 			if c.Resume == 0 {
 				c.Resume = -1 // a local socket does not break: its end is the session's
@@ -43,15 +51,19 @@ func Main(ctx context.Context, args, env []string, build string, stderr io.Write
 			c.Resume = -1
 			c.Listener, err = ConnListener(*conn)
 		case *listen != "":
+			var secret []byte
 			for _, kv := range env {
-				if len(kv) > len(secretEnv) && kv[:len(secretEnv)] == secretEnv {
-					c.Secret = []byte(kv[len(secretEnv):])
+				if s, ok := strings.CutPrefix(kv, "STEAD_AGENT_SECRET="); ok {
+					secret = []byte(s)
 				}
 			}
-			if len(c.Secret) == 0 {
+			if len(secret) == 0 {
 				return errors.New("--listen without a secret in STEAD_AGENT_SECRET")
 			}
-			c.Listener, err = net.Listen("tcp", *listen)
+			var l net.Listener
+			if l, err = net.Listen("tcp", *listen); err == nil {
+				c.Listener = knock.Listen(l, secret, stderr)
+			}
 		default:
 			return errors.New("nowhere to listen: --control-fd, --conn-fd or --listen")
 		}
@@ -69,5 +81,3 @@ func Main(ctx context.Context, args, env []string, build string, stderr io.Write
 	}
 	return 0
 }
-
-const secretEnv = "STEAD_AGENT_SECRET="

@@ -18,5 +18,6 @@ func newAgentCommand(a *app) *cobra.Command {
 			return nil
 		},
 	})
+	c.AddCommand(newAgentImageCommand(a))
 	return c
 }

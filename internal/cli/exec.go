@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/stead-dev/stead/internal/fault"
-	"github.com/stead-dev/stead/internal/local"
 	"github.com/stead-dev/stead/internal/policy"
 	"github.com/stead-dev/stead/internal/session"
 	"github.com/stead-dev/stead/internal/wire"
@@ -28,6 +27,8 @@ type execFlags struct {
 	filesPod      []string
 	laptop        []string
 	quiet         bool
+	cluster       clusterFlags
+	agent         agentFlags
 }
 
 func newExecCommand(a *app) *cobra.Command {
@@ -39,11 +40,15 @@ func newExecCommand(a *app) *cobra.Command {
 connections are the target's; what reaches a port of the target on which PROGRAM listens is
 copied to it (--mirror, the default) or brought to it instead (--steal).
 
-TARGET is playground/POD (see "stead playground up") or process/PID of this machine.
+TARGET is in a Kubernetes cluster: pod/NAME, deployment/NAME, statefulset/NAME, daemonset/NAME,
+replicaset/NAME, job/NAME, cronjob/NAME, service/NAME, any other kind that owns pods (its name, or
+NAME.GROUP), or label/KEY=VALUE,...; /container/NAME behind it names one of several containers.
+Or it is on this machine: playground/POD (see "stead playground up") or process/PID.
 
 Exit codes: PROGRAM's own (128+N when signal N ended it), 125 when stead failed, 126 when PROGRAM
 cannot be executed, 127 when it was not found.`,
-		Example: `  stead exec --target playground/orders -- python3 app.py
+		Example: `  stead exec --target deployment/orders -n shop -- go run .
+  stead exec --target playground/orders -- python3 app.py
   stead exec --target playground/orders --steal -- ./orders`,
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -55,7 +60,7 @@ cannot be executed, 127 when it was not found.`,
 	}
 	// Flags after PROGRAM are PROGRAM's, with and without "--".
 	c.Flags().SetInterspersed(false)
-	c.Flags().StringVarP(&f.target, "target", "t", "", "in whose stead: playground/POD, process/PID")
+	c.Flags().StringVarP(&f.target, "target", "t", "", "in whose stead: KIND/NAME[/container/NAME], label/KEY=VALUE, playground/POD, process/PID")
 	c.Flags().BoolVar(&f.steal, "steal", false, "bring the target's new connections to the program instead of the app")
 	c.Flags().BoolVar(&f.mirror, "mirror", false, "copy the target's connections to the program while the app answers (default)")
 	c.Flags().BoolVar(&f.noIncoming, "no-incoming", false, "leave the target's incoming traffic alone")
@@ -64,6 +69,8 @@ cannot be executed, 127 when it was not found.`,
 	c.Flags().StringArrayVar(&f.filesPod, "files-pod", nil, "a path that is the target's (repeatable)")
 	c.Flags().StringArrayVar(&f.laptop, "outgoing-laptop", nil, "ADDRESS[/BITS][:PORT] that is connected from the laptop (repeatable)")
 	c.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "print warnings and errors only")
+	f.cluster.add(c.Flags())
+	f.agent.add(c.Flags(), a.env)
 	return c
 }
 
@@ -75,7 +82,7 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 	if o.Dir, err = os.Getwd(); err != nil {
 		return fault.With(fmt.Errorf("working directory: %w", err), "cd to a directory that exists")
 	}
-	t, err := local.Resolve(ctx, f.target)
+	t, err := a.openTarget(ctx, f.target, &f.cluster, &f.agent, f.quiet)
 	if err != nil {
 		return err
 	}

@@ -80,6 +80,10 @@ func newRoot(a *app) *cobra.Command {
 		newExecCommand,
 		newPlaygroundCommand,
 		newAgentCommand,
+		newLsCommand,
+		newAgentsCommand,
+		newRBACCommand,
+		newDoctorCommand,
 		newSipCommand,
 		newVersionCommand,
 	} {

@@ -240,11 +240,40 @@ func (l *link) read(t net.Conn, r *bufio.Reader, gen uint64) {
 		err = l.receiveLocked(&f)
 		c.mu.Unlock()
 		if err != nil {
+			if err == ErrClosed {
+				l.farewell(t, gen)
+			}
 			c.finish(err)
 			return
 		}
 	}
 }
+
+// farewell answers a peer that closes the tunnel, so that it need not wait for the end of the
+// transport: what is between us may keep that back (a container runtime that forwards a port does,
+// for a second). The writer is through before, as the peer reads all that it had in hand.
+func (l *link) farewell(t net.Conn, gen uint64) {
+	c := l.c
+	c.mu.Lock()
+	if c.closing || l.gen != gen || c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	l.gen++
+	writer := l.writer
+	l.work.Broadcast()
+	c.mu.Unlock()
+	limit := time.NewTimer(farewellTime)
+	defer limit.Stop()
+	select {
+	case <-writer:
+		gone := newHead(frameGone, 0, 0, 0)
+		_ = flush(t, net.Buffers{gone[:]}, farewellTime)
+	case <-limit.C:
+	}
+}
+
+const farewellTime = 200 * time.Millisecond
 
 // receiveLocked acts on one frame. An error is the end of the tunnel: the peer broke the protocol,
 // or closed it.

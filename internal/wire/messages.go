@@ -27,10 +27,12 @@ const (
 	KindIncoming Kind = "incoming"
 	// KindFiles carries the file requests of files.go, many in flight.
 	KindFiles Kind = "files"
+	// KindStatus asks who uses the agent. The Status is the whole answer; no greeting is needed.
+	KindStatus Kind = "status"
 )
 
 // Open is the first message of every stream. Exactly one of the pointers, the kind's, is set;
-// KindFiles has none.
+// KindFiles and KindStatus have none.
 type Open struct {
 	Kind      Kind       `cbor:"k"`
 	Hello     *Hello     `cbor:"h,omitempty"`
@@ -138,3 +140,17 @@ const (
 	EventTargetGone = "target-gone" // the target's main process ended; Text says how
 	EventDropped    = "dropped"     // a mirror lost data because the program or the link was too slow
 )
+
+// Status says who uses an agent.
+type Status struct {
+	Build    string          `cbor:"b"`
+	Sessions []SessionStatus `cbor:"s"`
+}
+
+// SessionStatus is one session of an agent.
+type SessionStatus struct {
+	Holder   string      `cbor:"w"` // user@host
+	Build    string      `cbor:"b"`
+	Seconds  int64       `cbor:"t"` // since when
+	Incoming []Subscribe `cbor:"i"`
+}

@@ -13,3 +13,7 @@ cluster-load:
 
 cluster-check: cluster-up
 	test/cluster/check.sh
+
+# The end-to-end tests, on a cluster of their own where none is up.
+e2e: setup build
+	$(GO) test -tags e2e -count=1 -timeout 40m -v ./test/e2e

@@ -113,7 +113,7 @@ case ${1:-} in
   load) shift
     is_up || { echo "error: the cluster is not up; first: make cluster-up" >&2; exit 1; }
     for i in "$@"; do for n in "$RUN"/node*/init.pid; do
-      nsenter -t "$(cat "$n")" -m -n -p -- "$K8S_DIR/root/usr/bin/ctr" -n k8s.io images import "$(readlink -f "$i")"
+      nsenter -t "$(cat "$n")" -m -n -p -- "$K8S_DIR/root/usr/bin/ctr" -n k8s.io images import - < "$i"   # not by its name: the node's own tree may show an older one
     done; done ;;
   enter) shift; KUBECONFIG=$RUN/pki/admin.kubeconfig exec nsenter -t "$(init_pid)" -m -n -p -u -i -C -- "$@" ;;
   net) shift; KUBECONFIG=$RUN/pki/admin.kubeconfig exec nsenter -t "$(init_pid)" -n -- "$@" ;;

@@ -247,7 +247,7 @@ func TestExitCodesAndErrors(t *testing.T) {
 		{"not executable", []string{"exec", "-t", "playground/orders", "--", plain}, 126, "error: run " + plain + ": permission denied"},
 		{"no such pod", []string{"exec", "-t", "playground/none", "--", "true"}, 125, `error: no pod "none" in the playground`},
 		{"no such process", []string{"exec", "-t", "process/4194304", "--", "true"}, 125, "error: target process/4194304: no such process"},
-		{"no such kind", []string{"exec", "-t", "thing/x", "--", "true"}, 125, `error: target "thing/x": no kind of target`},
+		{"no such kind", []string{"exec", "-t", "thing", "--", "true"}, 125, `error: target "thing": want KIND/NAME`},
 		{"no target", []string{"exec", "--", "true"}, 125, "error: no target"},
 		{"no program", []string{"exec", "-t", "playground/orders"}, 125, "error: no program to run"},
 		{"unknown flag", []string{"exec", "--nonsense"}, 125, "error: unknown flag"},

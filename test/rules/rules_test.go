@@ -28,7 +28,10 @@ var mayImport = map[string][]string{
 	"internal/launch":           {"internal/intercept/mountns", "internal/intercept/notify", "internal/sys", "internal/fault"},
 	"internal/intercept/notify": {"internal/intercept", "internal/sys", "internal/inet", "internal/fault"},
 	"internal/podfs":            {"internal/tunnel", "internal/wire"},
-	"internal/agent":            {"internal/tunnel", "internal/wire", "internal/sys", "internal/inet", "internal/fault"},
+	"internal/agent":            {"internal/knock", "internal/tunnel", "internal/wire", "internal/sys", "internal/inet", "internal/fault"},
+
+	"internal/kube":       {"internal/kube/", "internal/knock", "internal/tunnel", "internal/wire", "internal/fault"},
+	"internal/kube/image": {"internal/fault"},
 
 	"internal/local":            {"internal/local/", "internal/tunnel", "internal/fault"},
 	"internal/local/beside":     {"internal/agent", "internal/sys", "internal/fault"},
@@ -43,14 +46,15 @@ var mayImport = map[string][]string{
 
 // wholeModules that only some packages may import: one speaks to BPF, one to Kubernetes.
 var onlyIn = map[string][]string{
-	"k8s.io/":                        {"internal/kube"},
-	"github.com/spf13/cobra":         {"internal/cli"},
-	"github.com/hanwen/go-fuse/v2":   {"internal/podfs", "internal/session"},
-	"github.com/cilium/ebpf":         {"internal/agent", "test/death"},
-	"github.com/google/nftables":     {"internal/agent"},
-	"github.com/vishvananda/netlink": {"internal/local/playground"},
-	"github.com/miekg/dns":           {"internal/local/playground"},
-	"github.com/fxamacker/cbor/v2":   {"internal/wire"},
+	"k8s.io/":                                {"internal/kube"},
+	"github.com/google/go-containerregistry": {"internal/kube/image"},
+	"github.com/spf13/cobra":                 {"internal/cli"},
+	"github.com/hanwen/go-fuse/v2":           {"internal/podfs", "internal/session"},
+	"github.com/cilium/ebpf":                 {"internal/agent", "test/death"},
+	"github.com/google/nftables":             {"internal/agent"},
+	"github.com/vishvananda/netlink":         {"internal/local/playground"},
+	"github.com/miekg/dns":                   {"internal/local/playground"},
+	"github.com/fxamacker/cbor/v2":           {"internal/wire"},
 }
 
 type pkg struct {

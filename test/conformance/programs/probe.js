@@ -36,7 +36,7 @@ async function look() {
   try { fs.statSync('/etc/no/such'); } catch (e) { out('none', e.code); }
   for (const n of ['db', 'db.shop.svc.cluster.local']) out('lookup', n, await dns.lookup(n, {all: true}));
   out('resolve4', await dns.resolve4('db.shop.svc.cluster.local'));
-  out('resolve6', await dns.resolve6('db.shop.svc.cluster.local'));
+  out('resolve6', await dns.resolve6('db.shop.svc.cluster.local').catch(e => e.code));
   await dns.lookup('no-such-name').catch(e => out('lookup none', e.code));
   await dns.resolve4('no-such-name.shop.svc.cluster.local').catch(e => out('resolve none', e.code));
   for (const {address, family} of (await dns.lookup('db', {all: true})).sort((a, b) => a.family - b.family)) {

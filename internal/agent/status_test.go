@@ -1,0 +1,52 @@
+package agent_test
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stead-dev/stead/internal/session/pod"
+	"github.com/stead-dev/stead/internal/tunnel"
+	"github.com/stead-dev/stead/internal/wire"
+)
+
+func TestTheAgentTellsWhoUsesIt(t *testing.T) {
+	b := newBed(t)
+	a := b.startAgent()
+	subscribe(t, b.join(a, "ann@laptop", pod.Handlers{Incoming: takes("ann", nil)}), wire.Steal)
+	bob := b.join(a, "bob@desk", pod.Handlers{Incoming: takes("bob", nil)})
+	subscribe(t, bob, wire.Mirror)
+	ask := func() (out map[string][]wire.Subscribe) {
+		c, err := tunnel.Dial(t.Context(), a.Dial, tunnel.Options{Resume: -1, Lanes: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		s, err := c.Open(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var w wire.Status
+		if err := wire.Write(s, wire.Open{Kind: wire.KindStatus}); err != nil {
+			t.Fatal(err)
+		}
+		if err := wire.Read(s, &w); err != nil {
+			t.Fatal(err)
+		}
+		out = make(map[string][]wire.Subscribe)
+		for _, s := range w.Sessions {
+			out[s.Holder] = s.Incoming
+		}
+		return out
+	}
+	want := map[string][]wire.Subscribe{
+		"ann@laptop": {{Network: "tcp", Port: appPort, Mode: wire.Steal}},
+		"bob@desk":   {{Network: "tcp", Port: appPort, Mode: wire.Mirror}},
+	}
+	if diff := cmp.Diff(want, ask()); diff != "" {
+		t.Error(diff)
+	}
+	bob.Close()
+	delete(want, "bob@desk")
+	within(t, "bob's session is gone", func() bool { return cmp.Equal(want, ask()) })
+}

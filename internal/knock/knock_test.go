@@ -1,0 +1,122 @@
+package knock
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+)
+
+// house is a listener that knows the secret "right".
+func house(t *testing.T) net.Listener {
+	t.Helper()
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := Listen(inner, []byte("right"), io.Discard)
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func dial(t *testing.T, l net.Listener) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestWhoKnowsTheSecretComesIn(t *testing.T) {
+	l := house(t)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer c.Close(); io.Copy(c, c) }()
+		}
+	}()
+	stranger := dial(t, l) // says nothing, and holds up nobody
+	_ = stranger
+	for range 3 {
+		c := dial(t, l)
+		if err := Knock(t.Context(), c, []byte("right")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		var b [5]byte
+		if _, err := io.ReadFull(c, b[:]); err != nil || string(b[:]) != "hello" {
+			t.Fatalf("%q %v", b, err)
+		}
+	}
+}
+
+func TestWhoDoesNotKnowTheSecretIsSentAway(t *testing.T) {
+	l := house(t)
+	in := make(chan net.Conn)
+	go func() {
+		defer close(in)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			in <- c
+		}
+	}()
+	if err := Knock(t.Context(), dial(t, l), []byte("wrong")); !errors.Is(err, ErrSecret) {
+		t.Errorf("a wrong secret: %v", err)
+	}
+	c := dial(t, l)
+	c.Write(make([]byte, nonceSize+macSize))
+	if rest, _ := io.ReadAll(c); len(rest) > len(magic)+nonceSize {
+		t.Errorf("a stranger heard %d bytes", len(rest))
+	}
+	l.Close()
+	for c := range in {
+		t.Errorf("%v came in", c.RemoteAddr())
+	}
+}
+
+func TestAnImpostorLearnsNothingAndIsFoundOut(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		says []byte
+		want error
+	}{
+		{"another protocol", []byte("HTTP/1.1 400 Bad Request\r\n\r\n"), ErrProtocol},
+		{"an agent without the secret", append(append(magic[:], make([]byte, nonceSize)...), make([]byte, macSize)...), ErrSecret},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			us, them := net.Pipe()
+			defer us.Close()
+			go func() {
+				defer them.Close()
+				them.SetDeadline(time.Now().Add(10 * time.Second))
+				go io.Copy(io.Discard, them)
+				them.Write(c.says)
+			}()
+			if err := Knock(t.Context(), us, []byte("right")); !errors.Is(err, c.want) {
+				t.Errorf("%v, want %v", err, c.want)
+			}
+		})
+	}
+}
+
+func TestKnockingEndsWithItsContext(t *testing.T) {
+	us, them := net.Pipe()
+	defer them.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Knock(ctx, us, []byte("right")); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}

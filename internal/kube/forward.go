@@ -1,0 +1,196 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gorilla/websocket"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/httpstream"
+	ws "k8s.io/client-go/transport/websocket"
+)
+
+// A forward is one connection to a port of a pod, through the API server, the kubelet and the
+// container runtime. Each has a transport of its own to the API server: the streams of one SPDY
+// connection hold up each other (beside a bulk stream kubectl port-forward's round trips go from
+// half a millisecond to tens).
+//
+// The first way is the kubelet's own WebSocket protocol, which the API server passes on untouched:
+// binary messages whose first byte is the channel, 0 for data and 1 for the error, each channel
+// begun by the port's number. It costs the fewest copies on the way. Where it cannot be had (a
+// proxy that knows no WebSocket) SPDY is tried, once for all (forward_spdy.go).
+
+const (
+	wsProtocol    = "v4.channel.k8s.io"
+	wsMaxPayload  = 32 << 10 // of one frame: the peer takes a continuation for a message
+	dataChannel   = 0
+	errorChannel  = 1
+	portNumber    = 2 // bytes at the begin of each channel
+	maxErrorText  = 4 << 10
+	forwardWithin = 20 * time.Second
+)
+
+// Forward connects to a port of a pod. Success says only that the API server has agreed: whether
+// anybody listens is known when the first byte comes, or the error that is read instead of it.
+func (c *Client) Forward(ctx context.Context, namespace, pod string, port int) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, forwardWithin)
+	defer cancel()
+	path := "/api/v1/namespaces/" + url.PathEscape(namespace) + "/pods/" + url.PathEscape(pod) + "/portforward"
+	if !c.onlySPDY.Load() {
+		conn, err := c.forwardWebSocket(ctx, path, port)
+		if err == nil || !httpstream.IsUpgradeFailure(err) || refusedByServer(err) != nil {
+			return conn, c.forwardError(namespace, pod, err)
+		}
+		// Not spoken on the way to the kubelet, or not now: SPDY tells which.
+		if conn, serr := c.forwardSPDY(ctx, path, port); serr == nil {
+			c.onlySPDY.Store(true)
+			return conn, nil
+		}
+		return nil, c.forwardError(namespace, pod, err)
+	}
+	conn, err := c.forwardSPDY(ctx, path, port)
+	return conn, c.forwardError(namespace, pod, err)
+}
+
+// refusedByServer gives the API server's refusal that an upgrade failed by, nil for none.
+func refusedByServer(err error) *StatusError {
+	var up *httpstream.UpgradeFailureError
+	if errors.As(err, &up) {
+		err = up.Cause
+	}
+	var s *apierrors.StatusError
+	if !errors.As(err, &s) {
+		return nil
+	}
+	return &StatusError{Code: int(s.ErrStatus.Code), Reason: string(s.ErrStatus.Reason), Message: s.ErrStatus.Message}
+}
+
+func (c *Client) forwardError(namespace, pod string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if s := refusedByServer(err); s != nil {
+		err = refused(s)
+	} else if ne := net.Error(nil); errors.As(err, &ne) {
+		err = c.unreachable(err)
+	}
+	return fmt.Errorf("forward to pod %s/%s: %w", namespace, pod, err)
+}
+
+func (c *Client) forwardWebSocket(ctx context.Context, path string, port int) (net.Conn, error) {
+	rt, holder, err := ws.RoundTripperFor(c.config) // one for each: it keeps the connection
+	if err != nil {
+		return nil, err
+	}
+	u := *c.base
+	u.Path += path
+	u.RawQuery = url.Values{"ports": {strconv.Itoa(port)}}.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := ws.Negotiate(rt, holder, req, wsProtocol)
+	if err != nil {
+		return nil, err
+	}
+	return &wsForward{Conn: conn, begun: [2]int{portNumber, portNumber}}, nil
+}
+
+// wsForward is a forward over the kubelet's WebSocket protocol. One goroutine may read beside one
+// that writes. A deadline that has passed ends it.
+type wsForward struct {
+	*websocket.Conn
+	message io.Reader // what is left of a data message
+	begun   [2]int    // how many bytes of the port's number are still to come, by channel
+}
+
+// Read implements net.Conn.
+func (f *wsForward) Read(p []byte) (int, error) {
+	for {
+		if f.message == nil {
+			if err := f.next(); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		n, err := f.message.Read(p)
+		if err == io.EOF {
+			f.message, err = nil, nil
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+// next takes a message.
+func (f *wsForward) next() error {
+	_, r, err := f.NextReader()
+	if err != nil {
+		var ce *websocket.CloseError
+		if errors.As(err, &ce) && (ce.Code == websocket.CloseNormalClosure || ce.Code == websocket.CloseAbnormalClosure) {
+			return io.EOF
+		}
+		return err
+	}
+	var channel [1]byte
+	if _, err := io.ReadFull(r, channel[:]); err != nil || channel[0] > errorChannel {
+		return nil // an empty message, or a channel that we did not ask for
+	}
+	if begun := &f.begun[channel[0]]; *begun > 0 {
+		n, err := io.CopyN(io.Discard, r, int64(*begun))
+		*begun -= int(n)
+		if err != nil {
+			return nil
+		}
+	}
+	if channel[0] == dataChannel {
+		f.message = r
+		return nil
+	}
+	text, err := io.ReadAll(io.LimitReader(r, maxErrorText))
+	if err != nil || len(text) == 0 {
+		return err
+	}
+	return &forwardFailure{string(text)}
+}
+
+// forwardFailure is what the kubelet says when nobody takes the connection.
+type forwardFailure struct{ text string }
+
+func (e *forwardFailure) Error() string { return "port-forward: " + strings.TrimSpace(e.text) }
+
+// Write implements net.Conn.
+func (f *wsForward) Write(p []byte) (n int, err error) {
+	for first := true; first || len(p) > 0; first = false {
+		part := p[:min(len(p), wsMaxPayload)]
+		w, err := f.NextWriter(websocket.BinaryMessage)
+		if err != nil {
+			return n, err
+		}
+		if _, err = w.Write([]byte{dataChannel}); err == nil {
+			_, err = w.Write(part)
+		}
+		if err == nil {
+			err = w.Close()
+		}
+		if err != nil {
+			return n, err
+		}
+		n, p = n+len(part), p[len(part):]
+	}
+	return n, nil
+}
+
+// SetDeadline implements net.Conn.
+func (f *wsForward) SetDeadline(t time.Time) error {
+	return errors.Join(f.SetReadDeadline(t), f.SetWriteDeadline(t))
+}

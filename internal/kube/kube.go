@@ -1,0 +1,78 @@
+// Package kube is the Kubernetes side of stead: it reads the user's kubeconfig as kubectl does,
+// finds the container that a target names, stands an agent beside it, and gives the session a way
+// to dial that agent. It is the only package that speaks Kubernetes.
+//
+// It talks to the API server with plain JSON over the HTTP client that client-go's rest package
+// makes (so TLS, proxies, exec credentials and impersonation are kubectl's own), into the small
+// structs of objects.go: no typed clientset, whose package initialisation every start of stead,
+// the launcher's too, would pay. What has a selector or a scale can be a target, known here or not.
+//
+// What it puts into a cluster: one Job for each target container (agent.go), owned by the target
+// pod, which ends by itself when no session is left. Everything of ours carries the label
+// app.kubernetes.io/managed-by=stead. The agent's secret is in its pod's specification: who may
+// read pods and forward ports in that namespace may use an agent there, nobody else.
+//
+// To change it one must know: the kubelet tells up to a second late that a container runs, so an
+// agent is knocked at from the moment its pod has a name (start.go); and a Job that never gets a
+// pod tells why in events alone.
+package kube
+
+import (
+	"time"
+
+	"github.com/stead-dev/stead/internal/tunnel"
+)
+
+// Options say how an agent is started and found. The zero value has the defaults.
+type Options struct {
+	Image          string            // of the agent; required to start one
+	Namespace      string            // of the agent's Job; "" for the target's
+	Labels         map[string]string // further labels of the Job and its pod
+	Annotations    map[string]string
+	Tolerations    []Toleration // nil: everything is tolerated, for the agent must run where the target does
+	NodeSelector   map[string]string
+	Resources      Resources
+	PriorityClass  string
+	ServiceAccount string
+	PullPolicy     string // "" for IfNotPresent
+	PullSecrets    []string
+	SeccompProfile string        // "" leaves it to the cluster; Unconfined, RuntimeDefault
+	Linger         time.Duration // how long an agent waits for a next session; default 5 s
+	Resume         time.Duration // how long a session may be away; default 40 s
+	StartupTimeout time.Duration // default 60 s
+	Replica        string        // a pod's name, to choose among several; "" for the first
+	Notice         func(string)  // told what a user may want to know, may be nil
+}
+
+const (
+	defaultLinger  = 5 * time.Second
+	defaultResume  = 40 * time.Second
+	defaultStartup = 60 * time.Second
+)
+
+func (o Options) withDefaults() Options {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	def(&o.Linger, defaultLinger)
+	def(&o.Resume, defaultResume)
+	def(&o.StartupTimeout, defaultStartup)
+	if o.PullPolicy == "" {
+		o.PullPolicy = "IfNotPresent"
+	}
+	if o.Notice == nil {
+		o.Notice = func(string) {}
+	}
+	return o
+}
+
+// Target is a container in whose stead a program may run, with an agent beside it. Close ends what
+// waits in this process; the agent ends by itself.
+type Target struct {
+	Dial      tunnel.Dialer
+	Pod       string // NAMESPACE/NAME
+	Container string
+	Close     func()
+}

@@ -1,0 +1,318 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/knock"
+)
+
+// reach connects to an agent: a forward to its port, and the proof that it is the agent.
+func (c *Client) reach(ctx context.Context, a *Agent) (net.Conn, error) {
+	conn, err := c.Forward(ctx, a.Namespace, a.Pod, a.port)
+	if err != nil {
+		return nil, err
+	}
+	kctx, cancel := context.WithTimeout(ctx, forwardWithin)
+	defer cancel()
+	if err := knock.Knock(kctx, conn, []byte(a.secret)); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("agent %s/%s: %w", a.Namespace, a.Pod, err)
+	}
+	return conn, nil
+}
+
+// Agents lists the agents of a namespace, of all for "".
+func (c *Client) Agents(ctx context.Context, namespace string) ([]Agent, error) {
+	pods, err := list[Pod](ctx, c, lookupKind("pod").path(namespace), url.Values{"labelSelector": {oursSelector}})
+	if err != nil {
+		return nil, err
+	}
+	var out []Agent
+	for i := range pods {
+		if a := agentOf(&pods[i]); a != nil {
+			out = append(out, *a)
+		}
+	}
+	return out, nil
+}
+
+// stand gives a connected agent beside m: one that is there, or a new one. known are the agents of
+// the namespace, as they were a moment ago.
+func (c *Client) stand(ctx context.Context, m mark, o *Options, known []Agent) (*Agent, net.Conn, error) {
+	for i := range known {
+		// Whether the kubelet says already that it runs does not matter: it answers or not.
+		if a := &known[i]; a.fits(m) {
+			if conn, err := c.reach(ctx, a); err == nil {
+				return a, conn, nil
+			}
+			break // not yet, or no more
+		}
+	}
+	return c.startJob(ctx, m, o)
+}
+
+// maxGenerations bounds how many agents of one container may have ended and still be there.
+const maxGenerations = 20
+
+// startJob makes a Job, or joins one that somebody else is making.
+func (c *Client) startJob(ctx context.Context, m mark, o *Options) (*Agent, net.Conn, error) {
+	if o.Image == "" {
+		return nil, nil, fault.With(errors.New("no image for the agent"),
+			"stead agent image --push REGISTRY/stead-agent:1, then export STEAD_AGENT_IMAGE=REGISTRY/stead-agent:1 (or --agent-image)")
+	}
+	for nth := range maxGenerations {
+		j := newJob(m, o, m.agentName(o, nth), newSecret())
+		path := "/apis/batch/v1/namespaces/" + j.Meta.Namespace + "/jobs"
+		var made Job
+		err := c.create(ctx, path, j, &made)
+		if isStatus(err, http.StatusConflict) {
+			var there Job
+			err = c.get(ctx, path+"/"+j.Meta.Name, nil, &there)
+			if isStatus(err, http.StatusNotFound) || err == nil && (there.over() || there.Meta.Labels[labelTargetUID] != m.uid) {
+				continue
+			}
+			if err != nil {
+				return nil, nil, fmt.Errorf("start an agent beside %s: %w", m, err)
+			}
+			a, conn, err := c.await(ctx, m, o, &there)
+			if errors.Is(err, errAgentOver) {
+				continue // it had ended when we came
+			}
+			return a, conn, err
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("start an agent beside %s: %w", m, err)
+		}
+		a, conn, err := c.await(ctx, m, o, &made)
+		if err != nil {
+			// Not the caller's context: that may be why we are here.
+			cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeWithin)
+			_ = c.remove(cctx, path+"/"+j.Meta.Name) // its lease would end it as well
+			cancel()
+		}
+		return a, conn, err
+	}
+	return nil, nil, fault.With(fmt.Errorf("%d agents beside %s have ended and were not removed", maxGenerations, m), "stead agents clean")
+}
+
+const removeWithin = 5 * time.Second
+
+func (j *Job) over() bool {
+	return j.Meta.DeletionTimestamp != nil || has(j.Status.Conditions, "Complete") != nil ||
+		has(j.Status.Conditions, "Failed") != nil || has(j.Status.Conditions, "FailureTarget") != nil || has(j.Status.Conditions, "SuccessCriteriaMet") != nil
+}
+
+var errAgentOver = errors.New("the agent has ended")
+
+// Pauses while an agent starts.
+const (
+	knockAgain     = 20 * time.Millisecond
+	knockAgainMost = 300 * time.Millisecond
+	eventsAfter    = 500 * time.Millisecond
+)
+
+// await follows the agent of a Job until it answers, or it is known why it will not. It does not
+// wait for the status Running, which comes up to a second late.
+func (c *Client) await(ctx context.Context, m mark, o *Options, j *Job) (*Agent, net.Conn, error) {
+	ns, job := j.Meta.Namespace, j.Meta.Name
+	tctx, cancel := context.WithTimeoutCause(ctx, o.StartupTimeout, fmt.Errorf("it did not answer within %v", o.StartupTimeout))
+	defer cancel()
+	pods := make(chan watchEvent[Pod])
+	ended := make(chan struct{})
+	go func() { defer close(ended); c.follow(tctx, ns, labelAgent+"="+job, pods) }()
+	defer func() { cancel(); <-ended }()
+
+	type attempt struct {
+		conn net.Conn
+		err  error
+	}
+	answers := make(chan attempt, 1)
+	var a *Agent
+	var last error
+	wait, busy := knockAgain, false
+	again := time.NewTimer(time.Hour)
+	defer again.Stop()
+	defer func() { // one that is under way ends with tctx
+		cancel()
+		if busy {
+			if r := <-answers; r.conn != nil {
+				r.conn.Close()
+			}
+		}
+	}()
+	try := func() {
+		if busy || a == nil {
+			return
+		}
+		busy = true
+		go func(a Agent) { // ends with tctx
+			conn, err := c.reach(tctx, &a)
+			answers <- attempt{conn, err}
+		}(*a)
+	}
+	events := time.NewTimer(eventsAfter)
+	defer events.Stop()
+	for {
+		select {
+		case e := <-pods:
+			now := agentOf(&e.Object)
+			if now == nil || !e.Object.ownedBy(j.Meta.UID) { // one of an earlier Job of that name
+				continue
+			}
+			if err := startFailure(&e.Object); err != nil {
+				return nil, nil, fmt.Errorf("agent beside %s: %w", m, err)
+			}
+			if now.over || e.Type == "DELETED" {
+				return nil, nil, fmt.Errorf("agent beside %s: %w (%s)", m, errAgentOver, now.State)
+			}
+			a = now
+			try()
+		case <-again.C:
+			try()
+		case r := <-answers:
+			busy = false
+			if r.err == nil {
+				return a, r.conn, nil
+			}
+			var s *StatusError
+			if errors.As(r.err, &s) && (s.Code == http.StatusForbidden || s.Code == http.StatusUnauthorized) || errors.Is(r.err, knock.ErrProtocol) || errors.Is(r.err, knock.ErrSecret) {
+				return nil, nil, r.err
+			}
+			last = r.err
+			again.Reset(wait)
+			wait = min(wait*5/4, knockAgainMost)
+		case <-events.C:
+			if a == nil {
+				if err := c.noPod(tctx, ns, j.Meta.UID); err != nil {
+					return nil, nil, fmt.Errorf("agent beside %s: %w", m, err)
+				}
+			}
+			events.Reset(eventsAfter)
+		case <-tctx.Done():
+			if ctx.Err() != nil {
+				return nil, nil, context.Cause(ctx)
+			}
+			return nil, nil, c.tooLate(ns, job, m, a, last, context.Cause(tctx))
+		}
+	}
+}
+
+// follow sends what happens to the pods of a selector until ctx ends.
+func (c *Client) follow(ctx context.Context, ns, selector string, out chan<- watchEvent[Pod]) {
+	for ctx.Err() == nil {
+		_ = watch(ctx, c, lookupKind("pod").path(ns), url.Values{"labelSelector": {selector}}, func(kind string, p Pod) {
+			select {
+			case out <- watchEvent[Pod]{kind, p}:
+			case <-ctx.Done():
+			}
+		})
+		select { // the API server ends a watch now and then
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func (c *Client) tooLate(ns, job string, m mark, a *Agent, last, cause error) error {
+	hint := fmt.Sprintf("kubectl -n %s describe job,pod -l %s=%s; --agent-startup-timeout gives it more time", ns, labelAgent, job)
+	err := fmt.Errorf("agent beside %s: %w", m, cause)
+	switch {
+	case a == nil:
+		err = fmt.Errorf("agent beside %s: its pod was not made: %w", m, cause)
+	case a.State != "Running":
+		err = fmt.Errorf("agent beside %s: %w (%s on node %s)", m, cause, a.State, a.Node)
+		if a.State == "Pending" {
+			hint = "kubectl get node " + a.Node + " (is it Ready?); " + hint
+		}
+	case last != nil:
+		err = fmt.Errorf("agent beside %s: %w: %w", m, cause, last)
+	}
+	return fault.With(err, hint)
+}
+
+// startTroubles is the table of what keeps a container from starting for good, by the reason that
+// the kubelet gives. The hint's %s is the image.
+var startTroubles = []struct{ reason, cause, hint string }{
+	{"ErrImagePull", "its image cannot be pulled", imageHint},
+	{"ImagePullBackOff", "its image cannot be pulled", imageHint},
+	{"ErrImageNeverPull", "its image is not on the node, and --agent-pull-policy says Never", imageHint},
+	{"InvalidImageName", "its image has no valid name", "--agent-image REGISTRY/NAME:TAG"},
+	{"ImageInspectError", "its image cannot be read", imageHint},
+	{"CreateContainerConfigError", "its container cannot be made", "kubectl describe pod says more"},
+	{"CreateContainerError", "its container cannot be made", "kubectl describe pod says more"},
+	{"RunContainerError", "its container cannot be started", "kubectl describe pod says more"},
+}
+
+const imageHint = "does the image %s exist where the nodes look for it, and may they read it? stead agent image --push REF makes it; --agent-pull-secret NAME, --agent-image REF"
+
+// startFailure says why the agent's pod will not start, nil while it may.
+func startFailure(p *Pod) error {
+	image := ""
+	if len(p.Spec.Containers) > 0 {
+		image = p.Spec.Containers[0].Image
+	}
+	for _, s := range p.Status.ContainerStatuses {
+		if t := s.State.Terminated; t != nil && t.ExitCode != 0 {
+			return lastWords(t, p.Spec.NodeName)
+		}
+		if w := s.State.Waiting; w != nil {
+			for _, r := range startTroubles {
+				if r.reason == w.Reason {
+					return fault.With(fmt.Errorf("%s: %s", r.cause, reasonText(w)), strings.ReplaceAll(r.hint, "%s", image))
+				}
+			}
+		}
+	}
+	if p.Status.Phase == "Failed" {
+		err := fmt.Errorf("node %s refused it: %s: %s", p.Spec.NodeName, p.Status.Reason, p.Status.Message)
+		if strings.HasPrefix(p.Status.Reason, "OutOf") {
+			return fault.With(err, "the node is full: kubectl describe node "+p.Spec.NodeName+" (Allocated resources); choose a replica on another node with --replica POD")
+		}
+		return fault.With(err, "kubectl describe node "+p.Spec.NodeName)
+	}
+	return nil
+}
+
+// lastWords makes an error of how the agent's container ended.
+func lastWords(t *ContainerReason, node string) error {
+	if strings.Contains(t.Message, "exec format error") {
+		return fault.With(fmt.Errorf("its image has no agent for the architecture of node %s: %s", node, t.Message),
+			"stead agent image makes one for amd64 and arm64 (kubectl get node "+node+" -o jsonpath='{.status.nodeInfo.architecture}')")
+	}
+	var cause, hint string
+	for line := range strings.Lines(t.Message) {
+		line = strings.TrimSpace(line)
+		if s, ok := strings.CutPrefix(line, "error: "); ok {
+			cause = s
+		}
+		if s, ok := strings.CutPrefix(line, "hint: "); ok {
+			hint = s
+		}
+	}
+	if cause == "" {
+		cause = strings.TrimSpace(fmt.Sprintf("exit code %d: %s %s", t.ExitCode, t.Reason, t.Message))
+	}
+	return fault.With(fmt.Errorf("it ended at once: %s", cause), hint)
+}
+
+// noPod says why a Job has no pod: the controller tells it in events alone.
+func (c *Client) noPod(ctx context.Context, ns, uid string) error {
+	events, err := list[Event](ctx, c, "/api/v1/namespaces/"+ns+"/events", url.Values{"fieldSelector": {"involvedObject.uid=" + uid}})
+	if err != nil {
+		return nil // not allowed, or for the moment: the time-out tells
+	}
+	for _, e := range events {
+		if e.Reason == "FailedCreate" {
+			return refused(&StatusError{Code: http.StatusForbidden, Reason: e.Reason, Message: e.Message})
+		}
+	}
+	return nil
+}

@@ -1,0 +1,201 @@
+//go:build e2e
+
+// Package e2e runs stead against a real cluster (test/cluster): make e2e. The cluster is started
+// when there is none, and then ended; the namespace shop holds what the tests stand for.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stead-dev/stead/test/internal/bed"
+)
+
+const (
+	namespace  = "shop"
+	agentImage = "registry.local/stead-agent:e2e"
+	limit      = 3 * time.Minute // of every command: a hang, not a slow machine
+)
+
+var (
+	work       string // what the tests build
+	stead      string
+	kubeconfig string
+	tools      string // the directory of kubectl and of the cluster's own tools
+)
+
+func TestMain(m *testing.M) {
+	work = filepath.Join(bed.Cache(), "e2e")
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func cluster(args ...string) (string, error) {
+	c := exec.Command(filepath.Join(bed.Root(), "test/cluster/cluster.sh"), args...)
+	out, err := c.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("cluster.sh %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out), err
+}
+
+func run(m *testing.M) (int, error) {
+	stead = filepath.Join(bed.Root(), "bin/stead") // make e2e has built it, agents and all
+	if err := os.MkdirAll(work, 0o755); err != nil {
+		return 0, err
+	}
+	if _, err := cluster("status"); err != nil {
+		if out, err := cluster("up"); err != nil {
+			return 0, fmt.Errorf("%w\n%s", err, out)
+		}
+		defer cluster("down")
+	}
+	out, err := exec.Command("bash", "-c", `. "$0/test/cluster/env" && echo "$KUBECONFIG" && dirname "$(command -v kubectl)"`, bed.Root()).Output()
+	lines := strings.Fields(string(out))
+	if err != nil || len(lines) != 2 {
+		return 0, fmt.Errorf("test/cluster/env: %v %q", err, out)
+	}
+	kubeconfig, tools = lines[0], lines[1]
+	if err := furnish(); err != nil {
+		return 0, err
+	}
+	defer kubectl("delete", "namespace", namespace, "--wait=false")
+	return m.Run(), nil
+}
+
+// furnish gives the cluster the images and the namespace.
+func furnish() error {
+	root := filepath.Join(work, "image")
+	if err := errors.Join(os.RemoveAll(root), os.MkdirAll(root+"/etc", 0o755)); err != nil {
+		return err
+	}
+	build := exec.Command("go", "build", "-trimpath", "-o", root+"/app", "./test/e2e/app")
+	build.Dir, build.Env = bed.Root(), append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build app: %w\n%s", err, out)
+	}
+	// The node's /usr is mounted there in orders, so that real programs run in the pod.
+	err := errors.Join(
+		os.Symlink("usr/bin", root+"/bin"), os.Symlink("usr/lib", root+"/lib"), os.Symlink("usr/lib64", root+"/lib64"),
+		os.Mkdir(root+"/tmp", 0o1777), os.WriteFile(root+"/etc/passwd", []byte("root:x:0:0:root:/:/bin/sh\n"), 0o644),
+		os.WriteFile(root+"/etc/nsswitch.conf", []byte("hosts: files dns\n"), 0o644),
+	)
+	if err != nil {
+		return err
+	}
+	appTar, agentTar := filepath.Join(work, "app.tar"), filepath.Join(work, "agent.tar")
+	if out, err := exec.Command(filepath.Join(tools, "boot"), "image", appTar, "registry.local/e2e:1", root, "/app").CombinedOutput(); err != nil {
+		return fmt.Errorf("image: %w\n%s", err, out)
+	}
+	if out, err := exec.Command(stead, "agent", "image", "--output", agentTar, "--name", agentImage).CombinedOutput(); err != nil {
+		return fmt.Errorf("stead agent image: %w\n%s", err, out)
+	}
+	if _, err := cluster("load", appTar, agentTar); err != nil {
+		return err
+	}
+	b, err := os.ReadFile(filepath.Join(bed.Root(), "test/e2e/shop.yaml"))
+	if err != nil {
+		return err
+	}
+	if err := buildPrograms(); err != nil {
+		return err
+	}
+	b = bytes.ReplaceAll(b, []byte("PROGRAMS"), []byte(programs()))
+	if r := kubectl("delete", "namespace", namespace, "--ignore-not-found"); r.code != 0 {
+		return errors.New(r.stderr)
+	}
+	if r := apply(string(b)); r.code != 0 {
+		return errors.New(r.stderr)
+	}
+	for _, w := range []string{"deployment/orders", "statefulset/db", "deployment/bare"} {
+		if r := kubectl("rollout", "status", w, "--timeout=120s"); r.code != 0 {
+			return fmt.Errorf("%s%s", r.stderr, kubectl("describe", "pods").stdout)
+		}
+	}
+	if r := kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=60s"); r.code != 0 {
+		return errors.New(r.stderr)
+	}
+	return nil
+}
+
+// result is how a command ended.
+type result struct {
+	stdout, stderr string
+	code           int
+}
+
+func command(input, name string, args ...string) result {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	c := exec.CommandContext(ctx, name, args...)
+	c.Env = environment()
+	c.Dir = work
+	c.Stdin = strings.NewReader(input)
+	var out, errs bytes.Buffer
+	c.Stdout, c.Stderr = &out, &errs
+	c.WaitDelay = 5 * time.Second
+	err := c.Run()
+	if ctx.Err() != nil {
+		fmt.Fprintf(&errs, "\n%s did not end within %v", name, limit)
+	} else if c.ProcessState == nil {
+		fmt.Fprintln(&errs, err)
+		return result{out.String(), errs.String(), -1}
+	}
+	return result{out.String(), errs.String(), c.ProcessState.ExitCode()}
+}
+
+func environment() []string {
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "NODE_") }) // node would look for a file of the laptop's
+	return append(env, "KUBECONFIG="+kubeconfig, "STEAD_AGENT_IMAGE="+agentImage, "PATH="+tools+":"+os.Getenv("PATH"))
+}
+
+func kubectl(args ...string) result {
+	return command("", filepath.Join(tools, "kubectl"), append([]string{"-n", namespace}, args...)...)
+}
+
+func apply(yaml string) result {
+	return command(yaml, filepath.Join(tools, "kubectl"), "apply", "-f", "-")
+}
+
+// execIn runs a program in the stead of a target.
+func execIn(target string, flags []string, argv ...string) result {
+	args := append([]string{"exec", "-q", "-n", namespace, "--target", target}, flags...)
+	return command("", stead, append(append(args, "--"), argv...)...)
+}
+
+// podOf is the first pod of an app, by its name.
+func podOf(t *testing.T, app string) string {
+	t.Helper()
+	r := kubectl("get", "pods", "-l", "app="+app, "--field-selector=status.phase=Running", "-o", "jsonpath={.items[*].metadata.name}")
+	names := strings.Fields(r.stdout)
+	if len(names) == 0 {
+		t.Fatalf("no pod of %s: %s", app, r.stderr)
+	}
+	return names[0]
+}
+
+// nothingLeft fails the test if something of ours stays in the namespace.
+func nothingLeft(t *testing.T, within time.Duration) {
+	t.Helper()
+	var r result
+	for end := time.Now().Add(within); time.Now().Before(end); time.Sleep(300 * time.Millisecond) {
+		r = kubectl("get", "jobs,pods", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name")
+		if r.code == 0 && r.stdout == "" {
+			return
+		}
+	}
+	t.Errorf("left after %v: %s%s", within, r.stdout, r.stderr)
+}

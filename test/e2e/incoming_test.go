@@ -1,0 +1,185 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// session is a stead exec that goes on beside the test.
+type session struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	out  *bufio.Scanner
+	mu   sync.Mutex
+	errs bytes.Buffer
+	done chan struct{}
+}
+
+func (s *session) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.errs.Write(p)
+}
+
+func (s *session) stderr() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.errs.String()
+}
+
+// begin starts a program in the stead of a target; it ends with the test.
+func begin(t *testing.T, target string, flags []string, argv ...string) *session {
+	t.Helper()
+	args := append([]string{"exec", "-n", namespace, "--target", target}, flags...)
+	s := &session{t: t, cmd: exec.Command(stead, append(append(args, "--"), argv...)...), done: make(chan struct{})}
+	s.cmd.Env, s.cmd.Dir, s.cmd.Stderr = environment(), work, s
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := s.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.out = bufio.NewScanner(out)
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.stop)
+	return s
+}
+
+// line is the program's next one.
+func (s *session) line() string {
+	s.t.Helper()
+	got := make(chan string, 1)
+	go func() {
+		if s.out.Scan() {
+			got <- s.out.Text()
+		}
+		close(got)
+	}()
+	select {
+	case l := <-got:
+		return l
+	case <-time.After(limit):
+		s.t.Fatalf("no line within %v; stderr %s", limit, s.stderr())
+		return ""
+	}
+}
+
+func (s *session) expect(line string) {
+	s.t.Helper()
+	if got := s.line(); got != line {
+		s.t.Fatalf("line %q, want %q; stderr %s", got, line, s.stderr())
+	}
+}
+
+// end waits for the program's end and gives its exit code.
+func (s *session) end() int {
+	s.t.Helper()
+	go func() { s.cmd.Wait(); close(s.done) }()
+	select {
+	case <-s.done:
+	case <-time.After(limit):
+		s.cmd.Process.Kill()
+		s.t.Errorf("stead did not end within %v; stderr %s", limit, s.stderr())
+	}
+	return s.cmd.ProcessState.ExitCode()
+}
+
+func (s *session) stop() {
+	select {
+	case <-s.done:
+	default:
+		s.cmd.Process.Signal(syscall.SIGTERM)
+		go s.cmd.Wait()
+	}
+}
+
+// call sends requests from the pod client.
+func call(url string, count string) result {
+	return kubectl("exec", "client", "--", "/app", "call", url, count)
+}
+
+func TestRequestsThroughTheServiceAreStolenWithTheirRealClient(t *testing.T) {
+	client := kubectl("get", "pod", "client", "-o", "jsonpath={.status.podIP}").stdout
+	s := begin(t, "deployment/bare", []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "5")
+	s.expect("listening 8080")
+	r := call("http://bare/stolen", "5")
+	if n := strings.Count(r.stdout, "go program: GET /stolen from "+client); n != 5 {
+		t.Errorf("%d of 5 requests were answered by the program: %s%s", n, r.stdout, r.stderr)
+	}
+	if code := s.end(); code != 0 {
+		t.Errorf("exit code %d: %s", code, s.stderr())
+	}
+	if r := call("http://bare/after", "1"); !strings.HasPrefix(r.stdout, "pod bare-") {
+		t.Errorf("after the session: %s%s", r.stdout, r.stderr)
+	}
+}
+
+func TestRequestsThroughTheServiceAreMirrored(t *testing.T) {
+	client := kubectl("get", "pod", "client", "-o", "jsonpath={.status.podIP}").stdout
+	s := begin(t, "service/bare", nil, programs()+"/goprobe", "serve", "8080", "5")
+	s.expect("listening 8080")
+	r := call("http://bare/mirrored", "5")
+	if n := strings.Count(r.stdout, "pod bare-"); n != 5 {
+		t.Errorf("%d of 5 requests were answered by the app: %s%s", n, r.stdout, r.stderr)
+	}
+	for range 5 {
+		s.expect("served GET /mirrored " + client)
+	}
+	if code := s.end(); code != 0 {
+		t.Errorf("exit code %d: %s", code, s.stderr())
+	}
+}
+
+func TestThreeSessionsShareOneAgentAndASecondStealIsRefused(t *testing.T) {
+	one := begin(t, "deployment/bare", nil, programs()+"/goprobe", "serve", "8080", "1")
+	one.expect("listening 8080")
+	two := begin(t, "deployment/bare", nil, programs()+"/goprobe", "serve", "8080", "1")
+	two.expect("listening 8080")
+	three := begin(t, "deployment/bare", []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "1")
+	three.expect("listening 8080")
+	if r := kubectl("get", "pods", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name"); strings.Count(r.stdout, "pod/") != 1 {
+		t.Errorf("three sessions have these agents: %s%s", r.stdout, r.stderr)
+	}
+	four := execIn("deployment/bare", []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "1")
+	if four.code == 0 || !strings.Contains(four.stderr, "@") {
+		t.Errorf("a second steal: exit code %d, %s", four.code, four.stderr)
+	}
+	if r := call("http://bare/shared", "1"); !strings.HasPrefix(r.stdout, "go program: GET /shared") {
+		t.Errorf("answered by %s%s", r.stdout, r.stderr)
+	}
+	for _, s := range []*session{one, two, three} {
+		if l := s.line(); !strings.HasPrefix(l, "served GET /shared") {
+			t.Errorf("a session saw %q; stderr %s", l, s.stderr())
+		}
+		s.end()
+	}
+}
+
+func TestProbesOfTheKubeletGoOnBeingAnswered(t *testing.T) {
+	pod := podOf(t, "orders")
+	restarts := func() string {
+		return kubectl("get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}").stdout
+	}
+	before := restarts()
+	// A program that answers nothing of it: the probes are stolen, too, and it serves them.
+	s := begin(t, "pod/"+pod, []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "6")
+	s.expect("listening 8080")
+	for range 6 {
+		if l := s.line(); !strings.HasPrefix(l, "served GET /healthz") {
+			t.Errorf("the program saw %q", l)
+		}
+	}
+	s.end()
+	if after := restarts(); after != before || !strings.HasSuffix(after, "true") {
+		t.Errorf("restarts and readiness before %q, after %q", before, after)
+	}
+}

@@ -1,0 +1,129 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stead-dev/stead/test/internal/bed"
+)
+
+// programs is where the corpus is built: the same directory for the laptop and, by a hostPath, the
+// pod.
+func programs() string { return filepath.Join(work, "programs") }
+
+// buildPrograms compiles the corpus of test/conformance.
+func buildPrograms() error {
+	p, src := programs(), filepath.Join(bed.Root(), "test/conformance/programs")
+	if err := os.MkdirAll(p, 0o755); err != nil {
+		return err
+	}
+	for _, c := range []struct{ cgo, argv string }{
+		{"0", "go build -o " + p + "/goprobe ./test/conformance/programs/goprobe"},
+		{"1", "go build -o " + p + "/cgoprobe ./test/conformance/programs/cgoprobe"},
+		{"0", "musl-gcc -static -O1 -o " + p + "/cprobe " + src + "/probe.c"},
+		{"0", "javac -d " + p + " " + src + "/Probe.java"},
+		{"0", "cp " + src + "/probe.py " + src + "/probe.js " + src + "/probe.sh " + p},
+		{"0", "cp " + work + "/image/app " + p + "/app"},
+	} {
+		argv := strings.Fields(c.argv)
+		cmd := exec.Command(argv[0], argv[1:]...)
+		cmd.Dir, cmd.Env = bed.Root(), append(os.Environ(), "CGO_ENABLED="+c.cgo)
+		if b, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %v\n%s", c.argv, err, b)
+		}
+	}
+	return nil
+}
+
+// same runs a program in the pod (kubectl exec) and under stead, and compares all that it says.
+func same(t *testing.T, pod, container string, flags []string, argv ...string) {
+	t.Helper()
+	native := kubectl(append([]string{"exec", pod, "-c", container, "--"}, argv...)...)
+	if native.code != 0 || native.stdout == "" {
+		t.Fatalf("in the pod: exit code %d\n%s%s", native.code, native.stdout, native.stderr)
+	}
+	under := execIn("pod/"+pod+"/container/"+container, append([]string{"--no-incoming"}, flags...), argv...)
+	if diff := cmp.Diff(native.stdout, under.stdout); diff != "" || under.code != 0 || under.stderr != native.stderr {
+		t.Errorf("exit code %d, stderr %s (in the pod: %s)\n- pod + stead:\n%s", under.code, under.stderr, native.stderr, diff)
+	}
+}
+
+func TestRealProgramsSeeWhatTheySeeInThePod(t *testing.T) {
+	pod, p := podOf(t, "orders"), programs()
+	for _, c := range []struct{ name, argv string }{
+		{"python3", "python3 " + p + "/probe.py look"},
+		{"node", "node " + p + "/probe.js look"},
+		{"java", "java -cp " + p + " Probe look"},
+		{"static Go", p + "/goprobe look"},
+		{"cgo Go", p + "/cgoprobe"},
+		{"static musl C", p + "/cprobe look"},
+		{"bash with children and curl", "bash " + p + "/probe.sh"},
+	} {
+		t.Run(c.name, func(t *testing.T) { same(t, pod, "orders", nil, strings.Fields(c.argv)...) })
+	}
+}
+
+func TestFilesOfEveryKindOfMountAreThePods(t *testing.T) {
+	same(t, podOf(t, "orders"), "orders", nil, programs()+"/app", "tree", "/etc/orders", "/etc/single.yaml", "/var/run/secrets",
+		"/var/run/projected", "/var/data", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname")
+}
+
+func TestTheFilesOfATargetWithoutShellAndRootAreThePods(t *testing.T) {
+	pod := podOf(t, "bare")
+	native := kubectl("exec", pod, "-c", "bare", "--", "/app", "tree", "/var/data", "/etc")
+	under := execIn("deployment/bare", []string{"--no-incoming"}, programs()+"/app", "tree", "/var/data", "/etc/resolv.conf", "/etc/hostname")
+	for _, want := range strings.Split(strings.TrimSpace(under.stdout), "\n") {
+		if !strings.Contains(native.stdout, want+"\n") {
+			t.Errorf("under stead %q, in the pod not", want)
+		}
+	}
+	if under.code != 0 || !strings.Contains(under.stdout, "/var/data/private -rw------- 65532:65532 19") {
+		t.Errorf("exit code %d: %s%s", under.code, under.stdout, under.stderr)
+	}
+}
+
+func TestTheEnvironmentIsThePods(t *testing.T) {
+	pod := podOf(t, "orders")
+	native := kubectl("exec", pod, "--", "/app", "env")
+	under := execIn("pod/"+pod, nil, programs()+"/app", "env")
+	have := make(map[string]bool)
+	for _, kv := range strings.Split(under.stdout, "\n") {
+		have[kv] = true
+	}
+	n := 0
+	for _, kv := range strings.Split(strings.TrimSpace(native.stdout), "\n") {
+		if k, _, _ := strings.Cut(kv, "="); k == "PATH" || k == "HOME" || k == "TERM" {
+			continue // the laptop's
+		}
+		n++
+		if !have[kv] {
+			t.Errorf("%s is not there under stead", kv)
+		}
+	}
+	if n < 15 || !have["SECRET_PASSWORD=p4ss = word"] || !have["NODE_NAME=node1"] {
+		t.Errorf("only %d variables: %s%s", n, under.stdout, under.stderr)
+	}
+}
+
+func TestNamesAndAddressesOfTheClusterAreReachedAsFromThePod(t *testing.T) {
+	node := kubectl("get", "node", "node1", "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`).stdout
+	dbIP := kubectl("get", "pod", "db-0", "-o", "jsonpath={.status.podIP}").stdout
+	vip := kubectl("get", "service", "db-vip", "-o", "jsonpath={.spec.clusterIP}").stdout
+	same(t, podOf(t, "orders"), "orders", nil, programs()+"/app", "reach",
+		"db:5432", "db-0.db:5432", "db.shop:5432", "db.shop.svc:5432", "db.shop.svc.cluster.local:5432", "db-vip:5432", // names, by every search domain
+		vip+":5432", dbIP+":5432", node+":30432", // ClusterIP, pod, NodePort
+		"db:1", "no-such-name:80", "kube-dns.kube-system:53")
+}
+
+func TestTheKubernetesAPIIsReachedWithThePodsToken(t *testing.T) {
+	same(t, podOf(t, "orders"), "orders", nil, programs()+"/app", "api",
+		"/api/v1/namespaces/shop/configmaps/orders", "/api/v1/namespaces/shop/secrets/orders", "/version")
+}

@@ -1,0 +1,122 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+)
+
+// tool runs a command of stead that takes the namespace.
+func tool(args ...string) result {
+	return command("", stead, append(args, "-n", namespace)...)
+}
+
+func TestADeveloperWithExactlyTheRoleThatIsPrintedHasASession(t *testing.T) {
+	const ann = "ann@example.com"
+	role := tool("rbac", "--user", ann)
+	if role.code != 0 {
+		t.Fatal(role.stderr)
+	}
+	if r := apply(role.stdout); r.code != 0 {
+		t.Fatal(r.stderr)
+	}
+	t.Cleanup(func() { kubectl("delete", "role,rolebinding", "stead") })
+	nothingLeft(t, 30*time.Second) // she starts the agent herself
+	for _, target := range []string{"deployment/bare", "service/bare", "statefulset/db", "pod/client"} {
+		if r := execIn(target, []string{"--as", ann, "--no-incoming"}, "true"); r.code != 0 {
+			t.Errorf("%s: exit code %d: %s", target, r.code, r.stderr)
+		}
+	}
+	s := begin(t, "deployment/bare", []string{"--as", ann, "--steal"}, programs()+"/goprobe", "serve", "8080", "1")
+	s.expect("listening 8080")
+	for _, args := range [][]string{{"ls"}, {"agents"}, {"agents", "clean"}} {
+		if r := tool(append(args, "--as", ann)...); r.code != 0 || strings.Contains(r.stderr, "warning") {
+			t.Errorf("stead %v: exit code %d: %s", args, r.code, r.stderr)
+		}
+	}
+	if r := tool("doctor", "--as", ann, "--target", "deployment/bare"); r.code != 0 || strings.Contains(r.stdout, "FAIL") {
+		t.Errorf("stead doctor: exit code %d: %s%s", r.code, r.stdout, r.stderr)
+	}
+	if r := call("http://bare/ann", "1"); !strings.HasPrefix(r.stdout, "go program: GET /ann") {
+		t.Errorf("%s%s", r.stdout, r.stderr)
+	}
+	s.end()
+	if r := tool("doctor", "--as", "eve@example.com"); r.code == 0 || !strings.Contains(r.stdout, "FAIL  right to create jobs") {
+		t.Errorf("without the Role: exit code %d: %s", r.code, r.stdout)
+	}
+	nothingLeft(t, 30*time.Second)
+}
+
+func TestWhoUsesWhatIsTold(t *testing.T) {
+	s := begin(t, "deployment/bare", []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "1")
+	s.expect("listening 8080")
+	var listed []struct {
+		Target, DefaultContainer string
+		Ready                    int
+		Pods, Users              []string
+	}
+	r := tool("ls", "-o", "json")
+	if err := json.Unmarshal([]byte(r.stdout), &listed); err != nil {
+		t.Fatalf("%v: %s%s", err, r.stdout, r.stderr)
+	}
+	users := make(map[string]int)
+	for _, l := range listed {
+		users[l.Target] = len(l.Users)
+		if l.Target == "deployment/orders" && (l.Ready != 2 || len(l.Pods) != 2) || l.Target == "deployment/bare" && l.DefaultContainer != "bare" {
+			t.Errorf("%+v", l)
+		}
+	}
+	for target, want := range map[string]int{"deployment/bare": 1, "service/bare": 1, "deployment/orders": 0, "statefulset/db": 0, "pod/client": 0} {
+		if n, ok := users[target]; !ok || n != want {
+			t.Errorf("%s has %d users (listed: %v)", target, n, ok)
+		}
+	}
+	var agents []struct {
+		Target, State string
+		Sessions      []struct {
+			Holder   string
+			Incoming []string
+		}
+	}
+	r = tool("agents", "-o", "json")
+	if err := json.Unmarshal([]byte(r.stdout), &agents); err != nil {
+		t.Fatalf("%v: %s%s", err, r.stdout, r.stderr)
+	}
+	used := 0
+	for _, a := range agents {
+		for _, s := range a.Sessions {
+			used++
+			if !strings.HasPrefix(a.Target, "shop/bare-") || len(s.Incoming) != 1 || s.Incoming[0] != "steal:8080" {
+				t.Errorf("%+v", a)
+			}
+		}
+	}
+	if used != 1 {
+		t.Errorf("%d sessions: %s", used, r.stdout)
+	}
+	if r := tool("agents", "clean"); r.code != 0 || strings.Contains(r.stdout, "stead-bare") {
+		t.Errorf("an agent in use was removed: %s%s", r.stdout, r.stderr)
+	}
+	call("http://bare/last", "1")
+	s.end()
+	nothingLeft(t, 30*time.Second)
+	if r := tool("agents"); r.code != 0 || r.stdout != "" {
+		t.Errorf("agents after all of it: %s%s", r.stdout, r.stderr)
+	}
+}
+
+// TestALeaseIsRenewed: a session outlives the deadline that its agent was made with.
+func TestALeaseIsRenewed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes longer than the lease")
+	}
+	t.Parallel() // it only waits
+	s := begin(t, "statefulset/db", []string{"--no-incoming"}, "sh", "-c", "sleep 80; cat /etc/hostname")
+	s.expect("db-0")
+	if code := s.end(); code != 0 {
+		t.Errorf("exit code %d: %s", code, s.stderr())
+	}
+}
