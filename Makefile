@@ -8,8 +8,8 @@ AGENTS  := internal/kube/image/agents
 export CGO_ENABLED = 0
 export GOFLAGS += -buildvcs=false
 
-.PHONY: build agents demo test bench lint cross setup setup-sip clean fuzz
-build: agents
+.PHONY: build agents launcher demo test bench lint cross setup setup-sip clean fuzz
+build: agents launcher
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/stead ./cmd/stead
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/stead-agent ./cmd/stead-agent
 
@@ -21,8 +21,16 @@ agents:
 	  { cmp -s $(BIN)/agents/$$a.gz $(AGENTS)/stead-agent-$$a.gz || cp $(BIN)/agents/$$a.gz $(AGENTS)/stead-agent-$$a.gz; } || exit 1; \
 	done
 
+# The small executable that starts programs; the CLI carries it.
+LAUNCHER := internal/launch/helper
+launcher:
+	@for a in amd64 arm64; do \
+	  GOOS=linux GOARCH=$$a $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/launcher/stead-launch-$$a ./cmd/stead-launch && \
+	  { cmp -s $(BIN)/launcher/stead-launch-$$a $(LAUNCHER)/$$a/stead-launch || cp $(BIN)/launcher/stead-launch-$$a $(LAUNCHER)/$$a/stead-launch; } || exit 1; \
+	done
+
 # Every platform that we say we build for.
-cross: agents
+cross: agents launcher
 	GOOS=linux GOARCH=amd64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/linux-amd64/ ./cmd/...
 	GOOS=linux GOARCH=arm64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/linux-arm64/ ./cmd/...
 	GOOS=darwin GOARCH=arm64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/darwin-arm64/ ./cmd/stead
@@ -62,6 +70,6 @@ fuzz:
 	done
 
 clean:
-	rm -rf $(BIN) $(AGENTS)/stead-agent-*.gz
+	rm -rf $(BIN) $(AGENTS)/stead-agent-*.gz $(LAUNCHER)/*/stead-launch
 
 -include test/cluster/cluster.mk

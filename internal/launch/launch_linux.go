@@ -42,6 +42,13 @@ func Main(args []string) (code int, handled bool) {
 	if len(args) == 0 {
 		return 0, false
 	}
+	if args[0] == wordGuard || args[0] == wordLaunch || args[0] == wordMounter {
+		if len(args) < 2 || args[1] != protocol {
+			fmt.Fprintln(os.Stderr, "error: stead was built with another version's helper\nhint: make build")
+			return 125, true
+		}
+		args = append(args[:1:1], args[2:]...)
+	}
 	switch args[0] {
 	case wordGuard:
 		return guardMain(args[1:]), true
@@ -117,15 +124,19 @@ func table(ours ...int) (files []uintptr, numbers []string) {
 	return files, numbers
 }
 
-// self is the executable of this process, also after it was replaced on disk.
-const self = "/proc/self/exe"
+// helperName is argv[0] of a helper.
+const helperName = "stead"
 
-// spawn starts this executable as a helper with our descriptors.
+func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// spawn starts a helper with our descriptors.
 func spawn(word string, sys *syscall.SysProcAttr, ours ...int) (pid int, err error) {
 	files, numbers := table(ours...)
-	argv := append([]string{"stead", word}, numbers...)
+	argv := append([]string{helperName, word, protocol}, numbers...)
+	name, done := helper(2 * len(files))
+	defer done()
 	// The runtime's own settings only: the user's environment is the program's.
-	return syscall.ForkExec(self, argv, &syscall.ProcAttr{Env: []string{"GOMAXPROCS=1", "GOGC=off"}, Files: files, Sys: sys})
+	return syscall.ForkExec(name, argv, &syscall.ProcAttr{Env: []string{"GOMAXPROCS=1", "GOGC=off"}, Files: files, Sys: sys})
 }
 
 // newConfig makes an anonymous file, in which a helper reads its configuration with getConfig.

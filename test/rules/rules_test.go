@@ -16,9 +16,10 @@ const module = "github.com/stead-dev/stead/"
 // mayImport is, for each package of ours, those of ours that it may import; a name that ends in /
 // stands for all below it. What is not listed imports none.
 var mayImport = map[string][]string{
-	"cmd/stead":       {"internal/cli"},
-	"cmd/stead-agent": {"internal/agent"},
-	"internal/cli":    {"internal/"},
+	"cmd/stead":        {"internal/cli"},
+	"cmd/stead-agent":  {"internal/agent"},
+	"cmd/stead-launch": {"internal/launch"},
+	"internal/cli":     {"internal/"},
 
 	"internal/session":          {"internal/session/", "internal/intercept", "internal/intercept/", "internal/launch", "internal/podfs", "internal/policy", "internal/tunnel", "internal/wire", "internal/fault", "internal/sys"},
 	"internal/session/pod":      {"internal/tunnel", "internal/wire", "internal/fault"},

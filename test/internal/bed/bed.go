@@ -38,6 +38,11 @@ func Cache() string {
 // side by side; the compiler's cache makes that cheap.
 func Build(name string) (string, error) {
 	out := filepath.Join(Cache(), name, "stead")
+	m := exec.Command("make", "-s", "launcher") // what it carries
+	m.Dir = Root()
+	if b, err := m.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("make launcher: %v\n%s", err, b)
+	}
 	c := exec.Command("go", "build", "-o", out, "./cmd/stead")
 	c.Dir = Root()
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
