@@ -222,7 +222,26 @@ func (s *run) wait(ctx context.Context) (int, error) {
 		return 0, fault.With(fmt.Errorf("lost the agent beside %s, so the program was ended: %w", s.o.Target, lost), "run the same command again")
 	}
 	s.end()
+	s.drain(ctx)
 	return s.proc.ExitCode(), nil
+}
+
+// drainTime bounds how long the connections of a program that has ended are waited for.
+const drainTime = 2 * time.Second
+
+// drain lets what the program wrote before its end reach the other ends.
+func (s *run) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	go func() { // an agent that is gone takes nothing any more
+		select {
+		case <-s.pod.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	s.in.Drain(ctx)
+	s.out.Drain(ctx)
 }
 
 // graceTime is how long what the program left behind has to end after SIGTERM.

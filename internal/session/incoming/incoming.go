@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/stead-dev/stead/internal/session/pod"
@@ -41,6 +42,7 @@ type Room struct {
 	ctx  context.Context
 	stop context.CancelFunc
 	work sync.WaitGroup
+	live atomic.Int32 // connections
 
 	mu    sync.Mutex
 	bound map[uint64]netip.AddrPort // by cookie: what the program asked for where bind gave another port
@@ -72,15 +74,36 @@ func New(c Config) *Room {
 // SetPod gives the room its agent, which needs the room's Serve to be made.
 func (r *Room) SetPod(p Pod) { r.c.Pod = p }
 
-// Close gives every port back and waits for the connections to end.
-func (r *Room) Close() {
-	r.stop()
+// Drain is called when the program has ended: it gives every port back, and returns when what the
+// program wrote to its connections before is delivered, or with ctx. Those come to their end by
+// themselves, as soon as the client has closed too.
+func (r *Room) Drain(ctx context.Context) {
+	r.release()
+	if r.c.Mode == wire.Mirror {
+		return // what it wrote reaches nobody, and the real connections go on
+	}
+	for r.live.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+func (r *Room) release() {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	for n, p := range r.ports {
 		p.sub.Close()
 		delete(r.ports, n)
 	}
-	r.mu.Unlock()
+}
+
+// Close gives every port back and waits for the connections to end.
+func (r *Room) Close() {
+	r.stop()
+	r.release()
 	r.work.Wait()
 }
 
@@ -121,6 +144,8 @@ func (r *Room) Serve(stream tunnel.Stream, in wire.Incoming) {
 		stream.Reset(0)
 		return
 	}
+	r.live.Add(1)
+	defer r.live.Add(-1)
 	tunnel.Relay(r.ctx, conn, stream)
 }
 

@@ -152,7 +152,8 @@ func (r *Room) relayTo(ctx context.Context, s *intercept.Socket, to, far, there 
 			a = fresh
 			r.udp.addLocked(a)
 			r.work.Add(1)
-			go func() { defer r.work.Done(); r.receivePackets(a) }()
+			r.live.Add(1)
+			go func() { defer r.work.Done(); defer r.live.Add(-1); r.receivePackets(a) }()
 			fresh = nil
 		}
 		r.udp.mu.Unlock()

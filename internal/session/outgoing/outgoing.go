@@ -27,6 +27,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -59,6 +60,7 @@ type Room struct {
 	ctx  context.Context
 	stop context.CancelFunc
 	work sync.WaitGroup
+	live atomic.Int32 // TCP connections, and receivers of UDP
 
 	relay4, relay6 *listener
 	hole4, hole6   *blackhole

@@ -183,8 +183,10 @@ func (r *Room) fail(k *sock, errno unix.Errno, again func() (int, error)) {
 // relay carries the bytes until both directions have ended. It owns conn and stream.
 func (r *Room) relay(k *sock, conn net.Conn, stream tunnel.Stream) {
 	r.work.Add(1)
+	r.live.Add(1)
 	go func() {
 		defer r.work.Done()
+		defer r.live.Add(-1)
 		defer r.forget(k)
 		tunnel.Relay(r.ctx, conn, stream)
 	}()

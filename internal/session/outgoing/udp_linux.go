@@ -272,8 +272,9 @@ func (r *Room) joinUDP(s *intercept.Socket, to, far, local netip.AddrPort, strea
 	r.udp.addLocked(a)
 	r.udp.mu.Unlock()
 	r.work.Add(2)
+	r.live.Add(1)
 	go func() { defer r.work.Done(); r.sendConnected(a, relay, stream) }()
-	go func() { defer r.work.Done(); r.receiveConnected(a, relay, far, at, stream) }()
+	go func() { defer r.work.Done(); defer r.live.Add(-1); r.receiveConnected(a, relay, far, at, stream) }()
 	return 0
 }
 
