@@ -125,8 +125,8 @@ func (t *target) describe() (*wire.Target, error) {
 	}
 	_ = t.net.Do(func() error {
 		w.Addrs = interfaceAddrs()
-		return inet.SocketsOf("/proc/thread-self", "tcp", func(r inet.Row) {
-			if r.State == inet.Listening && !slices.Contains(w.Listening, r.Port) {
+		return inet.Sockets("tcp", func(r inet.Row) {
+			if !slices.Contains(w.Listening, r.Port) {
 				w.Listening = append(w.Listening, r.Port)
 			}
 		})

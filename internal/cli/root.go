@@ -78,6 +78,9 @@ func newRoot(a *app) *cobra.Command {
 	})
 	for _, newCommand := range []func(*app) *cobra.Command{
 		newExecCommand,
+		newPortForwardCommand,
+		newDumpCommand,
+		newDiagnoseCommand,
 		newPlaygroundCommand,
 		newAgentCommand,
 		newLsCommand,

@@ -12,13 +12,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"os/user"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/intercept"
@@ -30,7 +25,6 @@ import (
 	"github.com/stead-dev/stead/internal/session/outgoing"
 	"github.com/stead-dev/stead/internal/session/pod"
 	"github.com/stead-dev/stead/internal/sys"
-	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
 
@@ -99,13 +93,9 @@ func (s *run) close() {
 }
 
 // attach reaches the agent.
-func (s *run) attach(ctx context.Context) error {
+func (s *run) attach(ctx context.Context) (err error) {
 	s.in = incoming.New(incoming.Config{Mode: s.o.Incoming, Trouble: s.trouble, Notice: s.notice})
-	t, err := s.dial(ctx)
-	if err != nil {
-		return fmt.Errorf("reach an agent beside %s: %w", s.o.Target, err)
-	}
-	s.pod, err = pod.Attach(ctx, t, wire.Hello{Build: s.o.Build, Holder: holder(), Secret: s.o.Secret},
+	s.pod, err = pod.Join(ctx, s.o.Target, s.o.Dial, wire.Hello{Build: s.o.Build, Secret: s.o.Secret},
 		pod.Handlers{Incoming: s.in.Serve, Event: s.event})
 	if err != nil {
 		return err
@@ -113,19 +103,6 @@ func (s *run) attach(ctx context.Context) error {
 	s.in.SetPod(s.pod)
 	return nil
 }
-
-// dial opens the tunnel. An agent may be at its end when we come: then the next one is tried.
-func (s *run) dial(ctx context.Context) (t tunnel.Conn, err error) {
-	for end := time.Now().Add(dialAgain); ; time.Sleep(100 * time.Millisecond) {
-		t, err = tunnel.Dial(ctx, s.o.Dial, tunnel.Options{})
-		gone := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
-		if !gone || time.Now().After(end) || ctx.Err() != nil {
-			return t, err
-		}
-	}
-}
-
-const dialAgain = 5 * time.Second
 
 func (s *run) rooms() (err error) {
 	t := s.pod.Target()
@@ -295,19 +272,6 @@ func (s *run) once(line string) {
 	}
 	s.said[line] = true
 	fmt.Fprintln(s.o.Stderr, line)
-}
-
-// holder says who we are to those who find a port taken.
-func holder() string {
-	name := "unknown"
-	if u, err := user.Current(); err == nil {
-		name = u.Username
-	}
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
-	}
-	return name + "@" + host
 }
 
 func getenv(env []string, key string) string {

@@ -26,6 +26,8 @@ var mayImport = map[string][]string{
 	"internal/session/outgoing": {"internal/intercept", "internal/policy", "internal/tunnel", "internal/wire", "internal/inet"},
 	"internal/session/incoming": {"internal/intercept", "internal/session/pod", "internal/tunnel", "internal/wire", "internal/inet", "internal/fault"},
 
+	"internal/forward": {"internal/session/pod", "internal/podfs", "internal/tunnel", "internal/wire", "internal/fault"},
+
 	"internal/launch":           {"internal/intercept/mountns", "internal/intercept/notify", "internal/sys", "internal/fault"},
 	"internal/intercept/notify": {"internal/intercept", "internal/sys", "internal/inet", "internal/fault"},
 	"internal/podfs":            {"internal/tunnel", "internal/wire"},

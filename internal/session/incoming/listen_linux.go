@@ -269,9 +269,7 @@ func (r *Room) watch() {
 func (r *Room) sweep() {
 	listening, inodes, udp := make(map[uint16]bool), make(map[uint64]bool), make(map[uint64]bool)
 	err := inet.Sockets("tcp", func(s inet.Row) {
-		if s.State == inet.Listening {
-			listening[s.Port], inodes[s.Inode] = true, true
-		}
+		listening[s.Port], inodes[s.Inode] = true, true
 	})
 	if err != nil || inet.Sockets("udp", func(s inet.Row) { udp[s.Inode] = true }) != nil {
 		return

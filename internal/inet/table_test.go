@@ -1,0 +1,61 @@
+//go:build linux
+
+package inet
+
+import (
+	"net"
+	"slices"
+	"sort"
+	"testing"
+)
+
+// Both ways of asking know the sockets that we open, and agree on the ports.
+func TestTheKernelsTablesAgree(t *testing.T) {
+	var open []uint16
+	for _, at := range []string{"127.0.0.1:0", "[::1]:0"} {
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		open = append(open, uint16(l.Addr().(*net.TCPAddr).Port))
+		c, err := net.Dial("tcp", l.Addr().String()) // a connection is no listener
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		u, err := net.ListenPacket("udp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		open = append(open, uint16(u.LocalAddr().(*net.UDPAddr).Port))
+	}
+	for i, network := range []string{"tcp", "udp"} {
+		asked, err := diag(network)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var read []Row
+		if err := table(network, func(r Row) { read = append(read, r) }); err != nil {
+			t.Fatal(err)
+		}
+		for _, rows := range [][]Row{asked, read} {
+			for _, p := range []uint16{open[i], open[i+2]} {
+				if !slices.ContainsFunc(rows, func(r Row) bool { return r.Port == p && r.Inode != 0 }) {
+					t.Errorf("%s: port %d is missing in %v", network, p, rows)
+				}
+			}
+			sort.Slice(rows, func(i, j int) bool { return rows[i].Inode < rows[j].Inode })
+		}
+		if !slices.Equal(asked, read) {
+			t.Errorf("%s: sock_diag says %v, /proc %v", network, asked, read)
+		}
+	}
+}
+
+func FuzzAnswersOfSockDiag(f *testing.F) {
+	f.Add([]byte{16, 0, 0, 0, 3, 0, 0, 0})
+	f.Add(make([]byte, 88))
+	f.Fuzz(func(t *testing.T, b []byte) { _, _, _ = parseDiag(b, nil) })
+}
