@@ -12,11 +12,12 @@ import (
 
 	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/knock"
+	"github.com/stead-dev/stead/internal/tunnel"
 )
 
 // reach connects to an agent: a forward to its port, and the proof that it is the agent.
 func (c *Client) reach(ctx context.Context, a *Agent) (net.Conn, error) {
-	conn, err := c.Forward(ctx, a.Namespace, a.Pod, a.port)
+	conn, err := c.Forward(ctx, a.Namespace, a.Pod, a.port, tunnel.ForBulk(ctx))
 	if err != nil {
 		return nil, err
 	}

@@ -156,6 +156,11 @@ func TestTheEndOfTheTargetIsTold(t *testing.T) {
 		t.Errorf("exit code %d: %s", code, s.stderr())
 	}
 	kubectl("rollout", "status", "deployment/bare", "--timeout=60s")
+	for range 100 { // the Service knows its new pod
+		if r := call("http://bare/", "1"); r.code == 0 {
+			break
+		}
+	}
 	nothingLeft(t, 30*time.Second)
 }
 
