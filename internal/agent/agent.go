@@ -146,6 +146,9 @@ func (s *server) sessions(ctx context.Context) {
 			s.roster.remove(x)
 			t.Close()
 			s.live.Add(-1)
+			if !x.greeted.Load() { // who only asks does not keep the agent
+				return
+			}
 			select {
 			case s.change <- struct{}{}:
 			default:

@@ -139,7 +139,11 @@ func (a *app) printAgents(rows []agentRow, output string) error {
 		if r.Error != "" {
 			who = []string{"? " + r.Error}
 		}
-		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%s\n", r.Namespace, r.Pod, r.Target, r.Node, r.State, time.Since(r.Started).Round(time.Second), orDash(strings.Join(who, ", ")))
+		age := "-"
+		if !r.Started.IsZero() {
+			age = time.Since(r.Started).Round(time.Second).String()
+		}
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%s\n", r.Namespace, r.Pod, r.Target, r.Node, r.State, age, orDash(strings.Join(who, ", ")))
 	}
 	return w.Flush()
 }

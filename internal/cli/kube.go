@@ -35,6 +35,7 @@ type agentFlags struct {
 
 func (f *agentFlags) add(fs *pflag.FlagSet, env []string) {
 	fs.StringVar(&f.o.Image, "agent-image", environ(env, "STEAD_AGENT_IMAGE"), "the agent's image (default: $STEAD_AGENT_IMAGE; stead agent image makes one)")
+	fs.StringVar((*string)(&f.o.Mode), "agent", string(kube.ModeJob), "how the agent is put beside the target: job, or ephemeral (a container in its pod)")
 	fs.StringVar(&f.o.Namespace, "agent-namespace", "", "namespace of the agent (default: the target's)")
 	fs.StringArrayVar(&f.labels, "agent-label", nil, "KEY=VALUE on the agent's pod (repeatable)")
 	fs.StringArrayVar(&f.notes, "agent-annotation", nil, "KEY=VALUE on the agent's pod (repeatable)")
@@ -56,6 +57,9 @@ func (f *agentFlags) add(fs *pflag.FlagSet, env []string) {
 // options checks the flags.
 func (f *agentFlags) options() (o kube.Options, err error) {
 	o = f.o
+	if o.Mode != kube.ModeJob && o.Mode != kube.ModeEphemeral {
+		return o, fault.With(fmt.Errorf("--agent %s: no such way", o.Mode), "--agent job or ephemeral")
+	}
 	for _, m := range []struct {
 		flag string
 		in   []string

@@ -10,7 +10,7 @@ import (
 
 func newRBACCommand(a *app) *cobra.Command {
 	var cf clusterFlags
-	var user string
+	var user, mode string
 	c := &cobra.Command{
 		Use:   "rbac",
 		Short: "Print the least Role that a developer needs",
@@ -27,11 +27,12 @@ kubectl apply -f -.`,
 				}
 				ns = c.Namespace
 			}
-			_, err := fmt.Fprint(a.stdout, kube.Role(ns, user))
+			_, err := fmt.Fprint(a.stdout, kube.Role(ns, user, kube.Mode(mode)))
 			return err
 		},
 	}
 	cf.add(c.Flags())
 	c.Flags().StringVar(&user, "user", "USER", "who gets it: a user, or system:serviceaccount:NAMESPACE:NAME")
+	c.Flags().StringVar(&mode, "agent", string(kube.ModeJob), "how they start agents: job or ephemeral")
 	return c
 }

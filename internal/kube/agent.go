@@ -18,12 +18,13 @@ import (
 const (
 	managedBy      = "app.kubernetes.io/managed-by"
 	ours           = "stead"
-	labelAgent     = "stead.dev/agent"     // the agent's name, on its Job and pod
-	labelTargetUID = "stead.dev/pod-uid"   // of the target
-	noteTarget     = "stead.dev/target"    // NAMESPACE/POD/CONTAINER
-	noteContainer  = "stead.dev/container" // the runtime's id of it
-	noteProtocol   = "stead.dev/protocol"  // what the agent speaks
-	noteSecret     = "STEAD_AGENT_SECRET"  // variable of the agent
+	labelAgent     = "stead.dev/agent"      // the agent's name, on its Job and pod
+	labelTargetUID = "stead.dev/pod-uid"    // of the target
+	noteTarget     = "stead.dev/target"     // NAMESPACE/POD/CONTAINER
+	noteContainer  = "stead.dev/container"  // the runtime's id of it
+	noteProtocol   = "stead.dev/protocol"   // what the agent speaks
+	noteSecret     = "STEAD_AGENT_SECRET"   // variable of the agent
+	noteSpeaks     = "STEAD_AGENT_PROTOCOL" // variable of an agent without annotations
 	agentContainer = "agent"
 	agentPort      = 7117 // on the loopback of the agent's own pod
 	oursSelector   = managedBy + "=" + ours
@@ -212,6 +213,14 @@ func agentOf(p *Pod) *Agent {
 	return nil
 }
 
+// agentsIn gives the agents that a pod is or has.
+func agentsIn(p *Pod) (out []Agent) {
+	if a := agentOf(p); a != nil {
+		out = append(out, *a)
+	}
+	return append(out, ephemeralIn(p)...)
+}
+
 // read takes what the agent's container says.
 func (a *Agent) read(c *Container, statuses []ContainerStatus) {
 	a.Image = c.Image
@@ -234,6 +243,9 @@ func (a *Agent) read(c *Container, statuses []ContainerStatus) {
 		switch {
 		case s.State.Running != nil:
 			a.State = "Running"
+			if a.Started.IsZero() {
+				a.Started = s.State.Running.StartedAt
+			}
 		case s.State.Waiting != nil && s.State.Waiting.Reason != "":
 			a.State = s.State.Waiting.Reason
 		case s.State.Terminated != nil:

@@ -35,8 +35,8 @@ type Client struct {
 	http   *http.Client
 	base   *url.URL
 
-	ahead    atomic.Int64 // the cluster's clock, in nanoseconds before ours
-	onlySPDY atomic.Bool  // a forward by WebSocket cannot be had here
+	ahead               atomic.Int64 // the cluster's clock, in nanoseconds before ours
+	noWebSocket, noSPDY atomic.Bool  // forwards by it cannot be had here
 }
 
 // Load reads the kubeconfig (the flag, the variable KUBECONFIG with its list of files, the file in

@@ -37,7 +37,7 @@ func (c *Client) Doctor(ctx context.Context, target *Spec, o Options) (out []Fin
 	if ns == "" {
 		ns = c.Namespace
 	}
-	out = append(out, c.rights(ctx, ns)...)
+	out = append(out, c.rights(ctx, ns, o.Mode)...)
 	var p *Pod
 	m := mark{namespace: c.Namespace, pod: "doctor", container: "app", id: strings.Repeat("0", 64)}
 	if target != nil {
@@ -59,13 +59,19 @@ func (c *Client) Doctor(ctx context.Context, target *Spec, o Options) (out []Fin
 	} else {
 		out = append(out, c.image(ctx, p, o.Image))
 	}
+	if o.Mode == ModeEphemeral { // it would stay in the pod, so it cannot be tried
+		return out
+	}
 	return append(out, c.admission(ctx, m, &o, ns))
 }
 
 // rights asks for every verb of Rules.
-func (c *Client) rights(ctx context.Context, ns string) (out []Finding) {
+func (c *Client) rights(ctx context.Context, ns string, mode Mode) (out []Finding) {
 	asked := 0
 	for _, r := range Rules {
+		if r.Mode != "" && r.Mode != mode {
+			continue
+		}
 		for _, verb := range r.Verbs {
 			ok, err := c.may(ctx, ns, verb, r.Group, r.Resource)
 			if err != nil {

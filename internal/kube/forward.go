@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -23,10 +24,13 @@ import (
 // connection hold up each other (beside a bulk stream kubectl port-forward's round trips go from
 // half a millisecond to tens).
 //
-// The first way is the kubelet's own WebSocket protocol, which the API server passes on untouched:
-// binary messages whose first byte is the channel, 0 for data and 1 for the error, each channel
-// begun by the port's number. It costs the fewest copies on the way. Where it cannot be had (a
-// proxy that knows no WebSocket) SPDY is tried, once for all (forward_spdy.go).
+// There are two ways. One is the kubelet's own WebSocket protocol, which the API server passes on
+// untouched: binary messages whose first byte is the channel, 0 for data and 1 for the error, each
+// channel begun by the port's number. The other is SPDY (forward_spdy.go). Measured with containerd
+// on 2 CPUs, the first takes 600 us for 1 KiB there and back and carries 75 MiB/s up, the second 770
+// us and 140 MiB/s (the runtime spends its time in taking WebSocket messages apart): so the one is
+// for small traffic, the other for bulk, and each stands in where the other cannot be had, behind a
+// proxy that does not know it.
 
 const (
 	wsProtocol    = "v4.channel.k8s.io"
@@ -39,25 +43,41 @@ const (
 )
 
 // Forward connects to a port of a pod. Success says only that the API server has agreed: whether
-// anybody listens is known when the first byte comes, or the error that is read instead of it.
-func (c *Client) Forward(ctx context.Context, namespace, pod string, port int) (net.Conn, error) {
+// anybody listens is known when the first byte comes, or the error that is read instead of it. bulk
+// says what the connection is mainly for.
+func (c *Client) Forward(ctx context.Context, namespace, pod string, port int, bulk bool) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, forwardWithin)
 	defer cancel()
 	path := "/api/v1/namespaces/" + url.PathEscape(namespace) + "/pods/" + url.PathEscape(pod) + "/portforward"
-	if !c.onlySPDY.Load() {
-		conn, err := c.forwardWebSocket(ctx, path, port)
-		if err == nil || !httpstream.IsUpgradeFailure(err) || refusedByServer(err) != nil {
-			return conn, c.forwardError(namespace, pod, err)
-		}
-		// Not spoken on the way to the kubelet, or not now: SPDY tells which.
-		if conn, serr := c.forwardSPDY(ctx, path, port); serr == nil {
-			c.onlySPDY.Store(true)
-			return conn, nil
-		}
-		return nil, c.forwardError(namespace, pod, err)
+	ways := [2]way{{c.forwardWebSocket, &c.noWebSocket}, {c.forwardSPDY, &c.noSPDY}}
+	if bulk {
+		ways[0], ways[1] = ways[1], ways[0]
 	}
-	conn, err := c.forwardSPDY(ctx, path, port)
-	return conn, c.forwardError(namespace, pod, err)
+	if ways[0].missing.Load() {
+		ways[0], ways[1] = ways[1], ways[0]
+	}
+	conn, err := ways[0].dial(ctx, path, port)
+	if err == nil || !upgradeFailed(err) || refusedByServer(err) != nil {
+		return conn, c.forwardError(namespace, pod, err)
+	}
+	// Not known on the way to the kubelet, or not just now: the other way tells which.
+	if conn, oerr := ways[1].dial(ctx, path, port); oerr == nil {
+		ways[0].missing.Store(true)
+		return conn, nil
+	}
+	return nil, c.forwardError(namespace, pod, err)
+}
+
+// way is one of the two protocols of a forward.
+type way struct {
+	dial    func(ctx context.Context, path string, port int) (net.Conn, error)
+	missing *atomic.Bool // found not to be had here
+}
+
+// upgradeFailed says that an answer came which was no upgrade. The SPDY library has words for it
+// alone.
+func upgradeFailed(err error) bool {
+	return httpstream.IsUpgradeFailure(err) || strings.Contains(err.Error(), "unable to upgrade connection")
 }
 
 // refusedByServer gives the API server's refusal that an upgrade failed by, nil for none.

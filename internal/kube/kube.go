@@ -8,7 +8,8 @@
 // the launcher's too, would pay. What has a selector or a scale can be a target, known here or not.
 //
 // What it puts into a cluster: one Job for each target container (agent.go), owned by the target
-// pod, which ends by itself when no session is left. Everything of ours carries the label
+// pod, which ends by itself when no session is left; or, where that is wished, an ephemeral container
+// in the target's pod (ephemeral.go). Everything of ours carries the label
 // app.kubernetes.io/managed-by=stead. The agent's secret is in its pod's specification: who may
 // read pods and forward ports in that namespace may use an agent there, nobody else.
 //
@@ -26,6 +27,7 @@ import (
 // Options say how an agent is started and found. The zero value has the defaults.
 type Options struct {
 	Image          string            // of the agent; required to start one
+	Mode           Mode              // ModeJob or ModeEphemeral
 	Namespace      string            // of the agent's Job; "" for the target's
 	Labels         map[string]string // further labels of the Job and its pod
 	Annotations    map[string]string
@@ -44,6 +46,15 @@ type Options struct {
 	Notice         func(string)  // told what a user may want to know, may be nil
 }
 
+// Mode is the way an agent is put beside its target.
+type Mode string
+
+// The modes.
+const (
+	ModeJob       Mode = "job"       // a Job of its own on the target's node
+	ModeEphemeral Mode = "ephemeral" // an ephemeral container in the target's pod
+)
+
 const (
 	defaultLinger  = 5 * time.Second
 	defaultResume  = 40 * time.Second
@@ -59,6 +70,9 @@ func (o Options) withDefaults() Options {
 	def(&o.Linger, defaultLinger)
 	def(&o.Resume, defaultResume)
 	def(&o.StartupTimeout, defaultStartup)
+	if o.Mode == "" {
+		o.Mode = ModeJob
+	}
 	if o.PullPolicy == "" {
 		o.PullPolicy = "IfNotPresent"
 	}

@@ -62,7 +62,7 @@ func podWith(names ...string) *Pod {
 	for _, n := range names {
 		p.Spec.Containers = append(p.Spec.Containers, Container{Name: n})
 		p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, ContainerStatus{
-			Name: n, ContainerID: "containerd://" + strings.Repeat("ab", 32), State: ContainerState{Running: &json.RawMessage{}}})
+			Name: n, ContainerID: "containerd://" + strings.Repeat("ab", 32), State: ContainerState{Running: &Running{}}})
 	}
 	return p
 }

@@ -180,21 +180,22 @@ func (c *Client) users(ctx context.Context, pods []Pod) map[string][]string {
 	var work sync.WaitGroup
 	out := make(map[string][]string)
 	for i := range pods {
-		a := agentOf(&pods[i])
-		if a == nil || a.over {
-			continue
+		for _, a := range agentsIn(&pods[i]) {
+			if a.over {
+				continue
+			}
+			work.Go(func() {
+				st, err := c.Status(ctx, &a)
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					out[a.TargetUID] = append(out[a.TargetUID], "?")
+				}
+				for _, s := range st.Sessions {
+					out[a.TargetUID] = append(out[a.TargetUID], s.Holder)
+				}
+			})
 		}
-		work.Go(func() {
-			st, err := c.Status(ctx, a)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				out[a.TargetUID] = append(out[a.TargetUID], "?")
-			}
-			for _, s := range st.Sessions {
-				out[a.TargetUID] = append(out[a.TargetUID], s.Holder)
-			}
-		})
 	}
 	work.Wait()
 	for _, l := range out {
@@ -226,7 +227,7 @@ func (c *Client) Status(ctx context.Context, a *Agent) (st wire.Status, err erro
 // Clean removes the agents of a namespace (of all for ""): those that nobody uses, every one where
 // all is set. It gives the names of those that it removed.
 func (c *Client) Clean(ctx context.Context, namespace string, all bool) (removed []string, err error) {
-	agents, err := c.Agents(ctx, namespace)
+	agents, err := c.jobAgents(ctx, namespace)
 	if err != nil {
 		return nil, err
 	}

@@ -161,8 +161,13 @@ type ContainerStatus struct {
 // ContainerState has one of its members set.
 type ContainerState struct {
 	Waiting    *ContainerReason `json:"waiting,omitempty"`
-	Running    *json.RawMessage `json:"running,omitempty"`
+	Running    *Running         `json:"running,omitempty"`
 	Terminated *ContainerReason `json:"terminated,omitempty"`
+}
+
+// Running says since when a container runs.
+type Running struct {
+	StartedAt time.Time `json:"startedAt,omitzero"`
 }
 
 // ContainerReason says why a container waits, or how it ended.

@@ -26,7 +26,7 @@ func (c *Client) Open(ctx context.Context, s Spec, o Options) (*Target, error) {
 		if ns == "" {
 			ns = c.Namespace
 		}
-		known, _ = c.Agents(ctx, ns) // whoever may not list pods hears it from Resolve
+		known, _ = c.jobAgents(ctx, ns) // whoever may not list pods hears it from Resolve
 	}()
 	f, err := c.Resolve(ctx, s, "")
 	<-asked
@@ -44,6 +44,7 @@ func (c *Client) Open(ctx context.Context, s Spec, o Options) (*Target, error) {
 	if n := len(f.Pods); n > 1 && o.Replica == "" {
 		o.Notice(fmt.Sprintf("%s has %d pods; this session stands for %s (--replica POD chooses)", s, n, m.pod))
 	}
+	known = append(known, agentsIn(p)...)
 	st := &stance{c: c, m: m, o: o}
 	st.ctx, st.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := st.begin(ctx, known); err != nil {
@@ -130,11 +131,12 @@ func (s *stance) gone(ctx context.Context, a *Agent) error {
 	if err != nil {
 		return nil
 	}
-	now := agentOf(&p)
-	if now == nil || !now.over {
-		return nil
+	for _, now := range agentsIn(&p) {
+		if now.Container == a.Container && now.over {
+			return fmt.Errorf("the agent in pod %s is %s", p.Meta.Name, now.State)
+		}
 	}
-	return fmt.Errorf("the agent's pod is %s", now.State)
+	return nil
 }
 
 // transport notes that the agent has said something.

@@ -15,6 +15,7 @@ type Rule struct {
 	Resource string
 	Verbs    []string
 	Why      string
+	Mode     Mode // for that way of starting an agent alone, "" for both
 }
 
 // Rules are all that stead asks of the API server on a developer's behalf; stead rbac prints them,
@@ -30,14 +31,18 @@ var Rules = []Rule{
 	{Group: "apps", Resource: "replicasets", Verbs: []string{"get", "list"}, Why: "targets of that kind"},
 	{Group: "batch", Resource: "cronjobs", Verbs: []string{"get", "list"}, Why: "targets of that kind"},
 	{Group: "batch", Resource: "jobs", Verbs: []string{"get", "list"}, Why: "targets of that kind, and agents"},
-	{Group: "batch", Resource: "jobs", Verbs: []string{"create", "patch", "delete"}, Why: "start an agent, renew its lease, remove one that failed"},
+	{Group: "batch", Resource: "jobs", Verbs: []string{"create", "patch", "delete"}, Why: "start an agent, renew its lease, remove one that failed", Mode: ModeJob},
+	{Resource: "pods/ephemeralcontainers", Verbs: []string{"patch"}, Why: "start an agent in the target's pod", Mode: ModeEphemeral},
 }
 
-// Role prints the least Role for a developer, and its binding to user.
-func Role(namespace, user string) string {
+// Role prints the least Role for a developer who starts agents by mode, and its binding to user.
+func Role(namespace, user string, mode Mode) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: stead, namespace: %s}\nrules:\n", namespace)
 	for _, r := range Rules {
+		if r.Mode != "" && r.Mode != mode {
+			continue
+		}
 		fmt.Fprintf(&b, "- {apiGroups: [%q], resources: [%s], verbs: [%s]} # %s\n", r.Group, r.Resource, strings.Join(r.Verbs, ", "), r.Why)
 	}
 	fmt.Fprintf(&b, "---\napiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: stead, namespace: %s}\n"+

@@ -7,16 +7,18 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/knock"
+	"github.com/stead-dev/stead/internal/tunnel"
 )
 
 // reach connects to an agent: a forward to its port, and the proof that it is the agent.
 func (c *Client) reach(ctx context.Context, a *Agent) (net.Conn, error) {
-	conn, err := c.Forward(ctx, a.Namespace, a.Pod, a.port)
+	conn, err := c.Forward(ctx, a.Namespace, a.Pod, a.port, tunnel.ForBulk(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -31,14 +33,24 @@ func (c *Client) reach(ctx context.Context, a *Agent) (net.Conn, error) {
 
 // Agents lists the agents of a namespace, of all for "".
 func (c *Client) Agents(ctx context.Context, namespace string) ([]Agent, error) {
-	pods, err := list[Pod](ctx, c, lookupKind("pod").path(namespace), url.Values{"labelSelector": {oursSelector}})
+	return c.agents(ctx, namespace, nil)
+}
+
+// jobAgents lists those that are Jobs, which is cheaper.
+func (c *Client) jobAgents(ctx context.Context, namespace string) ([]Agent, error) {
+	return c.agents(ctx, namespace, url.Values{"labelSelector": {oursSelector}})
+}
+
+func (c *Client) agents(ctx context.Context, namespace string, query url.Values) (out []Agent, err error) {
+	pods, err := list[Pod](ctx, c, lookupKind("pod").path(namespace), query)
 	if err != nil {
 		return nil, err
 	}
-	var out []Agent
 	for i := range pods {
-		if a := agentOf(&pods[i]); a != nil {
-			out = append(out, *a)
+		for _, a := range agentsIn(&pods[i]) {
+			if a.Job != "" || !a.over { // an ephemeral one that has ended cannot be taken away
+				out = append(out, a)
+			}
 		}
 	}
 	return out, nil
@@ -56,6 +68,13 @@ func (c *Client) stand(ctx context.Context, m mark, o *Options, known []Agent) (
 			break // not yet, or no more
 		}
 	}
+	if o.Image == "" {
+		return nil, nil, fault.With(errors.New("no image for the agent"),
+			"stead agent image --push REGISTRY/stead-agent:1, then export STEAD_AGENT_IMAGE=REGISTRY/stead-agent:1 (or --agent-image)")
+	}
+	if o.Mode == ModeEphemeral {
+		return c.startEphemeral(ctx, m, o)
+	}
 	return c.startJob(ctx, m, o)
 }
 
@@ -64,10 +83,6 @@ const maxGenerations = 20
 
 // startJob makes a Job, or joins one that somebody else is making.
 func (c *Client) startJob(ctx context.Context, m mark, o *Options) (*Agent, net.Conn, error) {
-	if o.Image == "" {
-		return nil, nil, fault.With(errors.New("no image for the agent"),
-			"stead agent image --push REGISTRY/stead-agent:1, then export STEAD_AGENT_IMAGE=REGISTRY/stead-agent:1 (or --agent-image)")
-	}
 	for nth := range maxGenerations {
 		j := newJob(m, o, m.agentName(o, nth), newSecret())
 		path := "/apis/batch/v1/namespaces/" + j.Meta.Namespace + "/jobs"
@@ -82,7 +97,7 @@ func (c *Client) startJob(ctx context.Context, m mark, o *Options) (*Agent, net.
 			if err != nil {
 				return nil, nil, fmt.Errorf("start an agent beside %s: %w", m, err)
 			}
-			a, conn, err := c.await(ctx, m, o, &there)
+			a, conn, err := c.await(ctx, m, o, ofJob(&there))
 			if errors.Is(err, errAgentOver) {
 				continue // it had ended when we came
 			}
@@ -91,7 +106,7 @@ func (c *Client) startJob(ctx context.Context, m mark, o *Options) (*Agent, net.
 		if err != nil {
 			return nil, nil, fmt.Errorf("start an agent beside %s: %w", m, err)
 		}
-		a, conn, err := c.await(ctx, m, o, &made)
+		a, conn, err := c.await(ctx, m, o, ofJob(&made))
 		if err != nil {
 			// Not the caller's context: that may be why we are here.
 			cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeWithin)
@@ -119,15 +134,38 @@ const (
 	eventsAfter    = 500 * time.Millisecond
 )
 
-// await follows the agent of a Job until it answers, or it is known why it will not. It does not
+// start is an agent that is about to be: which pods to look at, and how.
+type start struct {
+	namespace string
+	pods      url.Values                 // the query that finds its pod
+	read      func(*Pod) (*Agent, error) // the agent in the pod, nil if it is not this one; why it will not start
+	job       string                     // the UID of its Job, "" for none
+	describe  string                     // what kubectl describe wants to hear
+}
+
+func ofJob(j *Job) *start {
+	selector := labelAgent + "=" + j.Meta.Name
+	return &start{
+		namespace: j.Meta.Namespace, job: j.Meta.UID, describe: "job,pod -l " + selector,
+		pods: url.Values{"labelSelector": {selector}},
+		read: func(p *Pod) (*Agent, error) {
+			a := agentOf(p)
+			if a == nil || !p.ownedBy(j.Meta.UID) { // one of an earlier Job of that name
+				return nil, nil
+			}
+			return a, startFailure(p, agentContainer, p.Status.ContainerStatuses)
+		},
+	}
+}
+
+// await follows an agent until it answers, or it is known why it will not. It does not
 // wait for the status Running, which comes up to a second late.
-func (c *Client) await(ctx context.Context, m mark, o *Options, j *Job) (*Agent, net.Conn, error) {
-	ns, job := j.Meta.Namespace, j.Meta.Name
+func (c *Client) await(ctx context.Context, m mark, o *Options, st *start) (*Agent, net.Conn, error) {
 	tctx, cancel := context.WithTimeoutCause(ctx, o.StartupTimeout, fmt.Errorf("it did not answer within %v", o.StartupTimeout))
 	defer cancel()
 	pods := make(chan watchEvent[Pod])
 	ended := make(chan struct{})
-	go func() { defer close(ended); c.follow(tctx, ns, labelAgent+"="+job, pods) }()
+	go func() { defer close(ended); c.follow(tctx, st.namespace, st.pods, pods) }()
 	defer func() { cancel(); <-ended }()
 
 	type attempt struct {
@@ -163,12 +201,12 @@ func (c *Client) await(ctx context.Context, m mark, o *Options, j *Job) (*Agent,
 	for {
 		select {
 		case e := <-pods:
-			now := agentOf(&e.Object)
-			if now == nil || !e.Object.ownedBy(j.Meta.UID) { // one of an earlier Job of that name
-				continue
-			}
-			if err := startFailure(&e.Object); err != nil {
+			now, err := st.read(&e.Object)
+			if err != nil {
 				return nil, nil, fmt.Errorf("agent beside %s: %w", m, err)
+			}
+			if now == nil {
+				continue
 			}
 			if now.over || e.Type == "DELETED" {
 				return nil, nil, fmt.Errorf("agent beside %s: %w (%s)", m, errAgentOver, now.State)
@@ -190,8 +228,8 @@ func (c *Client) await(ctx context.Context, m mark, o *Options, j *Job) (*Agent,
 			again.Reset(wait)
 			wait = min(wait*5/4, knockAgainMost)
 		case <-events.C:
-			if a == nil {
-				if err := c.noPod(tctx, ns, j.Meta.UID); err != nil {
+			if a == nil && st.job != "" {
+				if err := c.noPod(tctx, st.namespace, st.job); err != nil {
 					return nil, nil, fmt.Errorf("agent beside %s: %w", m, err)
 				}
 			}
@@ -200,15 +238,15 @@ func (c *Client) await(ctx context.Context, m mark, o *Options, j *Job) (*Agent,
 			if ctx.Err() != nil {
 				return nil, nil, context.Cause(ctx)
 			}
-			return nil, nil, c.tooLate(ns, job, m, a, last, context.Cause(tctx))
+			return nil, nil, c.tooLate(st, m, a, last, context.Cause(tctx))
 		}
 	}
 }
 
-// follow sends what happens to the pods of a selector until ctx ends.
-func (c *Client) follow(ctx context.Context, ns, selector string, out chan<- watchEvent[Pod]) {
+// follow sends what happens to the pods of a query until ctx ends.
+func (c *Client) follow(ctx context.Context, ns string, query url.Values, out chan<- watchEvent[Pod]) {
 	for ctx.Err() == nil {
-		_ = watch(ctx, c, lookupKind("pod").path(ns), url.Values{"labelSelector": {selector}}, func(kind string, p Pod) {
+		_ = watch(ctx, c, lookupKind("pod").path(ns), query, func(kind string, p Pod) {
 			select {
 			case out <- watchEvent[Pod]{kind, p}:
 			case <-ctx.Done():
@@ -221,8 +259,8 @@ func (c *Client) follow(ctx context.Context, ns, selector string, out chan<- wat
 	}
 }
 
-func (c *Client) tooLate(ns, job string, m mark, a *Agent, last, cause error) error {
-	hint := fmt.Sprintf("kubectl -n %s describe job,pod -l %s=%s; --agent-startup-timeout gives it more time", ns, labelAgent, job)
+func (c *Client) tooLate(st *start, m mark, a *Agent, last, cause error) error {
+	hint := fmt.Sprintf("kubectl -n %s describe %s; --agent-startup-timeout gives it more time", st.namespace, st.describe)
 	err := fmt.Errorf("agent beside %s: %w", m, cause)
 	switch {
 	case a == nil:
@@ -253,13 +291,18 @@ var startTroubles = []struct{ reason, cause, hint string }{
 
 const imageHint = "does the image %s exist where the nodes look for it, and may they read it? stead agent image --push REF makes it; --agent-pull-secret NAME, --agent-image REF"
 
-// startFailure says why the agent's pod will not start, nil while it may.
-func startFailure(p *Pod) error {
+// startFailure says why the agent's container will not start, nil while it may.
+func startFailure(p *Pod, name string, statuses []ContainerStatus) error {
 	image := ""
-	if len(p.Spec.Containers) > 0 {
-		image = p.Spec.Containers[0].Image
+	for _, c := range slices.Concat(p.Spec.Containers, p.Spec.EphemeralContainers) {
+		if c.Name == name {
+			image = c.Image
+		}
 	}
-	for _, s := range p.Status.ContainerStatuses {
+	for _, s := range statuses {
+		if s.Name != name {
+			continue
+		}
 		if t := s.State.Terminated; t != nil && t.ExitCode != 0 {
 			return lastWords(t, p.Spec.NodeName)
 		}

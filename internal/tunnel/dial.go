@@ -32,6 +32,15 @@ func Dial(ctx context.Context, dial Dialer, o Options) (Conn, error) {
 	return c, nil
 }
 
+type bulkKey struct{}
+
+// ForBulk tells a Dialer whether the transport is for the lane that takes bulk alone, where there are
+// two ways of which one is quicker and one wider.
+func ForBulk(ctx context.Context) bool {
+	bulk, _ := ctx.Value(bulkKey{}).(bool)
+	return bulk
+}
+
 // serveDials gives the link transports until the tunnel is over.
 func (l *link) serveDials(dial Dialer) {
 	c := l.c
@@ -96,7 +105,11 @@ func (l *link) redial(ctx context.Context, dial Dialer) error {
 
 // greet dials once and makes the result the transport.
 func (l *link) greet(ctx context.Context, dial Dialer, known bool) error {
-	t, err := dial(ctx)
+	dctx := ctx
+	if l.lane > 0 {
+		dctx = context.WithValue(ctx, bulkKey{}, true)
+	}
+	t, err := dial(dctx)
 	if err != nil {
 		return err
 	}

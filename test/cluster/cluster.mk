@@ -1,5 +1,5 @@
 # A real Kubernetes cluster for tests; see cluster.sh. NODES=2 gives two nodes.
-.PHONY: cluster-up cluster-down cluster-load cluster-check e2e
+.PHONY: cluster-up cluster-down cluster-load cluster-check e2e bench-cluster
 cluster-up:
 	test/cluster/cluster.sh up
 
@@ -17,3 +17,7 @@ cluster-check: cluster-up
 # The end-to-end tests, on a cluster of their own where none is up.
 e2e: setup build
 	$(GO) test -tags e2e -count=1 -timeout 40m -v ./test/e2e
+
+# Figures, beside kubectl port-forward.
+bench-cluster: setup build
+	test/bench/cluster.sh

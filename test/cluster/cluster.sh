@@ -6,6 +6,7 @@
 #   cluster.sh load IMAGE.tar...  give every node an image (docker-archive or OCI tar)
 #   cluster.sh enter CMD...       run CMD inside the node (all its namespaces); I=2 for node2
 #   cluster.sh net CMD...         run CMD with only the node's network (host files, host pids)
+#   cluster.sh restart PART       kill -9 a part of the node and start it anew: apiserver, kubelet, proxy, ...
 #   cluster.sh status             say whether it is up
 #
 # A "node" is one process tree with its own mount, network, pid, uts, ipc and cgroup namespaces, as
@@ -115,7 +116,11 @@ case ${1:-} in
     for i in "$@"; do for n in "$RUN"/node*/init.pid; do
       nsenter -t "$(cat "$n")" -m -n -p -- "$K8S_DIR/root/usr/bin/ctr" -n k8s.io images import - < "$i"   # not by its name: the node's own tree may show an older one
     done; done ;;
+  restart) [ -s "$N/$2.sh" ] || { echo "error: the node has no part $2" >&2; exit 2; }
+    exec nsenter -t "$(init_pid)" -m -n -p -u -i -C -- bash -c '
+      p=$(cat "$0/$1.nspid"); kill -9 "$p"; while kill -0 "$p" 2>/dev/null && ! grep -q "^State:.Z" "/proc/$p/status"; do sleep 0.02; done
+      setsid bash "$0/$1.sh" >> "$0/log/$1.log" 2>&1 < /dev/null & echo $! > "$0/$1.nspid"' "$N" "$2" ;;
   enter) shift; KUBECONFIG=$RUN/pki/admin.kubeconfig exec nsenter -t "$(init_pid)" -m -n -p -u -i -C -- "$@" ;;
   net) shift; KUBECONFIG=$RUN/pki/admin.kubeconfig exec nsenter -t "$(init_pid)" -n -- "$@" ;;
-  *) echo "usage: cluster.sh up|down|status|load TAR...|enter CMD...|net CMD..." >&2; exit 2 ;;
+  *) echo "usage: cluster.sh up|down|status|restart PART|load TAR...|enter CMD...|net CMD..." >&2; exit 2 ;;
 esac

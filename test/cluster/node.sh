@@ -101,7 +101,12 @@ clusterCIDR: $CLUSTER_CIDR
 conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 Y
 L=$N/log P=$RUN/pki; mkdir -p "$L"
-run() { local n=$1; shift; echo "$(now) $NODE start $n" >> "$RUN/times"; "$@" > "$L/$n.log" 2>&1 & echo $! > "$N/$n.nspid"; }
+# Each part is a script of its own, for cluster.sh restart.
+run() {
+  local n=$1; shift; echo "$(now) $NODE start $n" >> "$RUN/times"
+  { printf 'exec'; printf ' %q' "$@"; echo; } > "$N/$n.sh"
+  bash "$N/$n.sh" > "$L/$n.log" 2>&1 & echo $! > "$N/$n.nspid"
+}
 [ "$I" != 1 ] || run etcd etcd --name "$NODE" --data-dir "$RUN/etcd" --unsafe-no-fsync --listen-client-urls http://127.0.0.1:2379 \
     --advertise-client-urls http://127.0.0.1:2379 --listen-peer-urls http://127.0.0.1:2380 \
     --initial-advertise-peer-urls http://127.0.0.1:2380 --initial-cluster "$NODE=http://127.0.0.1:2380" --log-level warn

@@ -1,0 +1,198 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// talker is a program that says something to the pod db every tenth of a second, over one connection,
+// and prints each answer's number.
+const talker = `
+import socket, time, sys
+s = socket.create_connection(("db", 5432), 30)
+s.settimeout(90)
+for i in range(int(sys.argv[1])):
+    s.sendall(b"%d\n" % i)
+    b = b""
+    while not b.endswith(b"\n"):
+        b += s.recv(100)
+    assert b == b"db: %d\n" % i, b
+    print(i, flush=True)
+    time.sleep(0.1)
+print("done", flush=True)
+`
+
+func talk(t *testing.T, count int) *session {
+	t.Helper()
+	script := filepath.Join(work, "talker.py")
+	if err := os.WriteFile(script, []byte(talker), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s := begin(t, "deployment/bare", []string{"--no-incoming"}, "python3", script, strconv.Itoa(count))
+	s.expect("0")
+	return s
+}
+
+// goesOn reads the talker's lines to their end: each number once, in order.
+func goesOn(s *session, from, count int) {
+	s.t.Helper()
+	for i := from; i < count; i++ {
+		s.expect(strconv.Itoa(i))
+	}
+	s.expect("done")
+	if code := s.end(); code != 0 {
+		s.t.Errorf("exit code %d: %s", code, s.stderr())
+	}
+}
+
+func TestTheProgramGoesOnThroughARestartOfTheAPIServer(t *testing.T) {
+	s := talk(t, 100)
+	if _, err := cluster("restart", "apiserver"); err != nil {
+		t.Fatal(err)
+	}
+	goesOn(s, 1, 100)
+	ready(t)
+	nothingLeft(t, 60*time.Second)
+}
+
+func TestTheProgramGoesOnThroughARestartOfTheKubelet(t *testing.T) {
+	s := talk(t, 100)
+	if _, err := cluster("restart", "kubelet"); err != nil {
+		t.Fatal(err)
+	}
+	goesOn(s, 1, 100)
+	ready(t)
+	nothingLeft(t, 60*time.Second)
+}
+
+// ready waits until the cluster is itself again.
+func ready(t *testing.T) {
+	t.Helper()
+	var r result
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		if r = kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=20s"); r.code == 0 {
+			if r = kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=20s"); r.code == 0 {
+				return
+			}
+		}
+	}
+	t.Fatalf("the cluster is not ready: %s%s", r.stdout, r.stderr)
+}
+
+func TestAKilledCLILeavesNothing(t *testing.T) {
+	s := begin(t, "deployment/bare", []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "1000")
+	s.expect("listening 8080")
+	if r := call("http://bare/a", "3"); strings.Count(r.stdout, "go program") != 3 {
+		t.Fatalf("%s%s", r.stdout, r.stderr)
+	}
+	s.cmd.Process.Signal(syscall.SIGKILL)
+	s.end()
+	// What is stolen goes back to the app, when the transport has ended or after the time of a
+	// resumption.
+	var r result
+	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		if r = call("http://bare/b", "1"); strings.HasPrefix(r.stdout, "pod bare-") {
+			break
+		}
+	}
+	if !strings.HasPrefix(r.stdout, "pod bare-") {
+		t.Errorf("a minute later: %s%s", r.stdout, r.stderr)
+	}
+	nothingLeft(t, 70*time.Second)
+}
+
+func TestACLIThatIsKilledWhileItsAgentStartsLeavesNothing(t *testing.T) {
+	s := begin(t, "deployment/bare", []string{"--agent-image", "127.0.0.1:1/none:1", "--agent-label", "stead.dev/test=pull"}, "true")
+	for range 1000 { // the moment when the Job is there
+		if r := kubectl("get", "jobs", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name"); r.stdout != "" {
+			break
+		}
+	}
+	s.cmd.Process.Signal(syscall.SIGKILL)
+	s.end()
+	nothingLeft(t, 100*time.Second) // the lease
+}
+
+func TestAKilledAgentEndsTheProgramWithTheReasonAndTheAppGoesOn(t *testing.T) {
+	s := begin(t, "deployment/bare", []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "1000")
+	s.expect("listening 8080")
+	if r := call("http://bare/a", "3"); strings.Count(r.stdout, "go program") != 3 {
+		t.Fatalf("%s%s", r.stdout, r.stderr)
+	}
+	if r := kubectl("delete", "pods", "-l", "app.kubernetes.io/managed-by=stead", "--grace-period=0", "--force"); r.code != 0 {
+		t.Fatal(r.stderr)
+	}
+	code := s.end()
+	if code != 125 || !strings.Contains(s.stderr(), "error: lost the agent beside deployment/bare") || !strings.Contains(s.stderr(), "hint: ") {
+		t.Errorf("exit code %d: %s", code, s.stderr())
+	}
+	if r := call("http://bare/b", "3"); strings.Count(r.stdout, "pod bare-") != 3 {
+		t.Errorf("afterwards: %s%s", r.stdout, r.stderr)
+	}
+	nothingLeft(t, 30*time.Second)
+}
+
+func TestTheEndOfTheTargetIsTold(t *testing.T) {
+	s := begin(t, "deployment/bare", []string{"--no-incoming"}, "sleep", "100")
+	deadline := time.Now().Add(limit)
+	for time.Now().Before(deadline) && kubectl("get", "pods", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name").stdout == "" {
+	}
+	pod := podOf(t, "bare")
+	time.Sleep(time.Second) // the session stands, or stands up: both must end
+	if r := kubectl("delete", "pod", pod, "--wait=false"); r.code != 0 {
+		t.Fatal(r.stderr)
+	}
+	code := s.end()
+	if code != 125 || !strings.Contains(s.stderr(), "error: ") || strings.Count(s.stderr(), "hint: ") != 1 {
+		t.Errorf("exit code %d: %s", code, s.stderr())
+	}
+	kubectl("rollout", "status", "deployment/bare", "--timeout=60s")
+	for range 100 { // the Service knows its new pod
+		if r := call("http://bare/", "1"); r.code == 0 {
+			break
+		}
+	}
+	nothingLeft(t, 30*time.Second)
+}
+
+// TestTheServicesClientsLoseNothing: a client calls all the time while sessions come and go, are
+// ended and killed. Every call is answered, by the app or by the program.
+func TestTheServicesClientsLoseNothing(t *testing.T) {
+	const count = 1500
+	answers := make(chan result, 1)
+	go func() { answers <- call("http://bare/steady", strconv.Itoa(count)) }()
+	for i := range 4 {
+		s := begin(t, "deployment/bare", []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "1000000")
+		s.expect("listening 8080")
+		time.Sleep(500 * time.Millisecond)
+		if i%2 == 0 {
+			s.cmd.Process.Signal(syscall.SIGINT)
+		} else {
+			s.cmd.Process.Signal(syscall.SIGTERM)
+		}
+		go func() { // its lines are many
+			for s.out.Scan() {
+			}
+		}()
+		s.end()
+	}
+	r := <-answers
+	ours := strings.Count(r.stdout, "go program: GET /steady")
+	apps := len(regexp.MustCompile(`(?m)^pod bare-\S+: GET /steady$`).FindAllString(r.stdout, -1))
+	// In flight at the end of a session: at most one each, as the client calls one after the other.
+	if lost := count - ours - apps; lost > 4 || r.code != 0 && lost == 0 {
+		t.Errorf("of %d calls the program answered %d, the app %d: %s", count, ours, apps, r.stderr)
+	} else {
+		t.Log(fmt.Sprintf("%d by the program, %d by the app, %d lost", ours, apps, lost))
+	}
+	nothingLeft(t, 30*time.Second)
+}
