@@ -33,12 +33,13 @@ func helper(above int) (name string, done func()) {
 	if err != nil {
 		return self, nothing
 	}
-	if high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, above); err == nil {
+	if fd < above {
+		high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, above)
 		unix.Close(fd)
+		if err != nil { // RLIMIT_NOFILE
+			return self, nothing
+		}
 		fd = high
-	} else { // RLIMIT_NOFILE
-		unix.Close(fd)
-		return self, nothing
 	}
 	f := os.NewFile(uintptr(fd), "stead-launch")
 	_, err = io.CopyBuffer(struct{ io.Writer }{f}, from, make([]byte, 256<<10))

@@ -99,10 +99,12 @@ func inherited() []int {
 	return fds
 }
 
+// none is a place in a table that stays empty.
+const none = ^uintptr(0)
+
 // table lays out a child's descriptors: the standard streams and the inherited ones under their
 // own numbers, then ours. It returns the numbers that ours get.
 func table(ours ...int) (files []uintptr, numbers []string) {
-	const none = ^uintptr(0)
 	keep := inherited()
 	last := 2
 	if len(keep) > 0 {
@@ -133,7 +135,15 @@ func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 func spawn(word string, sys *syscall.SysProcAttr, ours ...int) (pid int, err error) {
 	files, numbers := table(ours...)
 	argv := append([]string{helperName, word, protocol}, numbers...)
-	name, done := helper(2 * len(files))
+	// What ForkExec moves out of the way goes right above the table. Not higher than needed: a larger
+	// table of descriptors costs a process with threads a grace period of RCU, milliseconds.
+	last, moved := len(files), 2 // and its pipe
+	for _, f := range files {
+		if f != none {
+			last, moved = max(last, int(f)+1), moved+1
+		}
+	}
+	name, done := helper(last + moved)
 	defer done()
 	// The runtime's own settings only: the user's environment is the program's.
 	return syscall.ForkExec(name, argv, &syscall.ProcAttr{Env: []string{"GOMAXPROCS=1", "GOGC=off"}, Files: files, Sys: sys})
