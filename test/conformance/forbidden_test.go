@@ -31,6 +31,16 @@ func TestWhatTheMachineForbidsIsExplained(t *testing.T) {
 	}
 }
 
+func TestAnotherUsersProcessIsRefused(t *testing.T) {
+	dir := ordinary(t)
+	b := &bed.Bed{Stead: filepath.Join(dir, "stead"), T: t, Cred: &syscall.Credential{Uid: nobody, Gid: nobody}, Env: []string{"PATH=/usr/bin:/bin"}}
+	r := b.Run("exec", "-t", "process/1", "--", "true")
+	lines := strings.Split(strings.TrimSpace(r.Stderr), "\n")
+	if r.Code != 125 || len(lines) != 2 || !strings.HasSuffix(lines[0], "permission denied") || !strings.HasPrefix(lines[1], "hint: the target belongs to somebody else") {
+		t.Errorf("exit code %d: %s", r.Code, r.Stderr)
+	}
+}
+
 // A process of the user's own in another user namespace, as a rootless container's is.
 func TestAProcessInAForeignUserNamespaceIsATarget(t *testing.T) {
 	dir := ordinary(t)
