@@ -46,7 +46,7 @@ func initMain() int {
 		_ = send(ctl, podMessage{Error: err.Error()})
 		return 1
 	}
-	p := &podInit{spec: spec, ctl: ctl, waiting: make(map[int]chan syscall.WaitStatus), ended: make(map[int]syscall.WaitStatus)}
+	p := &podInit{spec: spec, ctl: ctl, waiting: make(map[int]chan syscall.WaitStatus)}
 	go p.reap()
 	if err := p.keepApp(); err != nil {
 		_ = send(ctl, podMessage{Error: err.Error()})
@@ -248,7 +248,6 @@ type podInit struct {
 
 	mu      sync.Mutex
 	waiting map[int]chan syscall.WaitStatus
-	ended   map[int]syscall.WaitStatus // before anybody asked
 }
 
 func (p *podInit) reap() {
@@ -263,12 +262,7 @@ func (p *podInit) reap() {
 		if ch := p.waiting[pid]; ch != nil {
 			ch <- ws
 			delete(p.waiting, pid)
-		} else {
-			p.ended[pid] = ws
-			if len(p.ended) > 1000 { // orphans: nobody will ask
-				clear(p.ended)
-			}
-		}
+		} // else an orphan: nobody asks
 		p.mu.Unlock()
 	}
 }
@@ -282,12 +276,7 @@ func (p *podInit) start(path string, argv []string, attr *syscall.ProcAttr) (int
 	if err != nil {
 		return 0, nil, err
 	}
-	if ws, ok := p.ended[pid]; ok {
-		delete(p.ended, pid)
-		ch <- ws
-	} else {
-		p.waiting[pid] = ch
-	}
+	p.waiting[pid] = ch
 	return pid, ch, nil
 }
 
