@@ -21,17 +21,21 @@ func relayUDP(ctx context.Context, c *net.UDPConn, st tunnel.Stream) {
 	var wg sync.WaitGroup
 	stop := context.AfterFunc(ctx, func() { c.Close(); st.Reset(0) })
 	defer stop()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		c.Close()
+		st.Close()
+		return
+	}
 	wg.Add(1)
 	go func() {
 		defer wg.Done()
-		buf := make([]byte, wire.MaxDatagram)
-		frame := make([]byte, 0, 2048)
+		var frame []byte
 		for {
-			n, err := c.Read(buf)
+			err := inet.Receive(raw, func(b []byte, _ unix.Sockaddr) { frame = wire.AppendDatagram(frame[:0], b) }, nil)
 			var errno unix.Errno
 			switch {
 			case err == nil:
-				frame = wire.AppendDatagram(frame[:0], buf[:n])
 			case errors.As(err, &errno):
 				frame = wire.AppendErrno(frame[:0], uint16(errno))
 			default:
@@ -40,18 +44,19 @@ func relayUDP(ctx context.Context, c *net.UDPConn, st tunnel.Stream) {
 			if _, err := st.Write(frame); err != nil {
 				return
 			}
+			frame = small(frame)
 		}
 	}()
-	buf := make([]byte, wire.MaxDatagram)
+	in := wire.Datagrams{R: st}
 	for {
-		n, _, err := wire.ReadDatagram(st, buf)
+		b, _, err := in.Next()
 		if err != nil {
 			break
 		}
 		// A send tells an earlier datagram's error in place of sending: tell it on, and send.
 		for range 2 {
 			var errno unix.Errno
-			if _, err := c.Write(buf[:n]); !errors.As(err, &errno) {
+			if _, err := c.Write(b); !errors.As(err, &errno) {
 				break
 			}
 			_, _ = st.Write(wire.AppendErrno(nil, uint16(errno)))
@@ -63,6 +68,14 @@ func relayUDP(ctx context.Context, c *net.UDPConn, st tunnel.Stream) {
 	c.Close()
 	wg.Wait()
 	st.Close()
+}
+
+// small lets go of a buffer that a large datagram has made large.
+func small(b []byte) []byte {
+	if cap(b) > 4<<10 {
+		return nil
+	}
+	return b
 }
 
 // packet serves an unconnected UDP socket in the target's network.
@@ -89,10 +102,10 @@ func (x *session) packet(ctx context.Context, st tunnel.Stream, o *wire.Open) {
 		defer wg.Done()
 		_ = packets(c, st)
 	}()
-	buf := make([]byte, wire.MaxDatagram)
+	in := wire.Datagrams{R: st}
 	ipv6 := local.Addr().Is6()
 	for {
-		to, n, _, err := wire.ReadPacket(st, buf)
+		to, b, _, err := in.NextPacket()
 		if err != nil {
 			break
 		}
@@ -101,9 +114,9 @@ func (x *session) packet(ctx context.Context, st tunnel.Stream, o *wire.Open) {
 		}
 		// With RECVERR a send first tells an earlier datagram's error, which packets tells with its
 		// address, and does not send.
-		_, err = c.WriteToUDPAddrPort(buf[:n], to)
+		_, err = c.WriteToUDPAddrPort(b, to)
 		if errno := unix.Errno(0); errors.As(err, &errno) {
-			if _, err = c.WriteToUDPAddrPort(buf[:n], to); errors.As(err, &errno) {
+			if _, err = c.WriteToUDPAddrPort(b, to); errors.As(err, &errno) {
 				_, _ = st.Write(wire.AppendPacketErrno(nil, to, uint16(errno)))
 			}
 		}
@@ -120,34 +133,42 @@ func packets(c *net.UDPConn, st tunnel.Stream) error {
 	if err != nil {
 		return err
 	}
-	buf, oob := make([]byte, wire.MaxDatagram), make([]byte, 512)
-	frame := make([]byte, 0, 2048)
+	var frame []byte
+	// An error is told once by the socket, and whom it is about in its queue of errors.
+	about := func(fd int) bool {
+		frame = appendQueued(frame, fd)
+		return len(frame) > 0
+	}
 	for {
-		frame = frame[:0]
-		err := raw.Read(func(fd uintptr) bool {
-			for {
-				n, from, err := unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
-				if err == nil {
-					frame = wire.AppendPacket(frame, inet.Unmap(inet.FromUnix(from)), buf[:n])
-					return true
-				}
-				// An error is told once here, and whom it is about in the queue of errors.
-				_, on, _, about, qerr := unix.Recvmsg(int(fd), buf, oob, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
-				if qerr == nil {
-					if errno := queuedErrno(oob[:on]); errno != 0 && about != nil {
-						frame = wire.AppendPacketErrno(frame, inet.Unmap(inet.FromUnix(about)), errno)
-						return true
-					}
-				} else if err == unix.EAGAIN {
-					return false
-				}
-			}
-		})
+		frame = small(frame)[:0]
+		err := inet.Receive(raw, func(b []byte, from unix.Sockaddr) {
+			frame = wire.AppendPacket(frame, inet.Unmap(inet.FromUnix(from)), b)
+		}, about)
+		if errno := unix.Errno(0); errors.As(err, &errno) {
+			continue // about is asked next
+		}
 		if err != nil {
 			return err
 		}
 		if _, err := st.Write(frame); err != nil {
 			return err
+		}
+	}
+}
+
+// appendQueued appends all that waits in a socket's queue of errors.
+func appendQueued(frame []byte, fd int) []byte {
+	b, oob := make([]byte, 1), make([]byte, 512)
+	for {
+		_, on, _, about, err := unix.Recvmsg(fd, b, oob, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return frame
+		}
+		if errno := queuedErrno(oob[:on]); errno != 0 && about != nil {
+			frame = wire.AppendPacketErrno(frame, inet.Unmap(inet.FromUnix(about)), errno)
 		}
 	}
 }

@@ -50,6 +50,57 @@ func ReadDatagram(r io.Reader, buf []byte) (n int, errno uint16, err error) {
 	return n, 0, nil
 }
 
+// Datagrams reads the datagrams of R with no more memory than they take: most are small.
+type Datagrams struct {
+	R   io.Reader
+	buf []byte
+}
+
+// keepDatagram is how large a buffer is kept between two datagrams.
+const keepDatagram = 4 << 10
+
+// Next reads one datagram, or the errno that came in its place. The payload is valid until the next
+// call.
+func (d *Datagrams) Next() (payload []byte, errno uint16, err error) {
+	var head [2]byte
+	if _, err := io.ReadFull(d.R, head[:]); err != nil {
+		return nil, 0, err
+	}
+	n := int(binary.BigEndian.Uint16(head[:]))
+	if n == errnoMark {
+		if _, err := io.ReadFull(d.R, head[:]); err != nil {
+			return nil, 0, noEOF(err)
+		}
+		return nil, binary.BigEndian.Uint16(head[:]), nil
+	}
+	if n > MaxDatagram {
+		return nil, 0, fmt.Errorf("datagram of %d bytes, more than %d", n, MaxDatagram)
+	}
+	b := d.buf
+	if n > len(b) {
+		b = make([]byte, max(n, 512))
+	}
+	if len(b) <= keepDatagram {
+		d.buf = b
+	}
+	if _, err := io.ReadFull(d.R, b[:n]); err != nil {
+		return nil, 0, noEOF(err)
+	}
+	return b[:n], 0, nil
+}
+
+// NextPacket is Next for addressed datagrams.
+func (d *Datagrams) NextPacket() (addr netip.AddrPort, payload []byte, errno uint16, err error) {
+	var head [18]byte
+	if _, err := io.ReadFull(d.R, head[:]); err != nil {
+		return addr, nil, 0, err
+	}
+	a := netip.AddrFrom16([16]byte(head[:16])).Unmap()
+	addr = netip.AddrPortFrom(a, binary.BigEndian.Uint16(head[16:]))
+	payload, errno, err = d.Next()
+	return addr, payload, errno, noEOF(err)
+}
+
 // AppendPacket appends an addressed datagram: 16 bytes of address (IPv4 as v4-mapped), the port
 // (uint16, big endian), then the datagram.
 func AppendPacket(b []byte, addr netip.AddrPort, payload []byte) []byte {

@@ -17,17 +17,19 @@ import (
 
 // sendConnected carries the program's datagrams to the pod, until the relay is closed.
 func (r *Room) sendConnected(a *association, relay *net.UDPConn, stream tunnel.Stream) {
-	buf := make([]byte, wire.MaxDatagram)
-	frame := make([]byte, 0, 2048)
+	raw, err := relay.SyscallConn()
+	if err != nil {
+		return
+	}
+	var frame []byte
 	for {
-		n, err := relay.Read(buf)
+		err := inet.Receive(raw, func(b []byte, _ unix.Sockaddr) { frame = wire.AppendDatagram(small(frame)[:0], b) }, nil)
 		if err != nil {
 			if a.ctx.Err() != nil || isClosed(err) {
 				return
 			}
 			continue // ECONNREFUSED: the program's socket is gone or full; the sweep decides
 		}
-		frame = wire.AppendDatagram(frame[:0], buf[:n])
 		if _, err := stream.Write(frame); err != nil {
 			return
 		}
@@ -36,9 +38,9 @@ func (r *Room) sendConnected(a *association, relay *net.UDPConn, stream tunnel.S
 
 // receiveConnected carries the far end's datagrams to the program, until the stream ends.
 func (r *Room) receiveConnected(a *association, relay *net.UDPConn, far, at netip.AddrPort, stream tunnel.Stream) {
-	buf := make([]byte, wire.MaxDatagram)
+	in := wire.Datagrams{R: stream}
 	for {
-		n, errno, err := wire.ReadDatagram(stream, buf)
+		b, errno, err := in.Next()
 		if err != nil {
 			return
 		}
@@ -49,7 +51,7 @@ func (r *Room) receiveConnected(a *association, relay *net.UDPConn, far, at neti
 			}
 			continue
 		}
-		_, _ = relay.Write(buf[:n]) // a full socket buffer drops, as UDP does
+		_, _ = relay.Write(b) // a full socket buffer drops, as UDP does
 	}
 }
 
@@ -194,10 +196,17 @@ func (r *Room) addRelayLocked(a *association, relay *net.UDPConn, far, there net
 
 // sendPackets carries what the program sends to one far end.
 func (r *Room) sendPackets(a *association, relay *net.UDPConn, there netip.AddrPort) {
-	buf := make([]byte, wire.MaxDatagram)
-	frame := make([]byte, 0, 2048)
+	raw, err := relay.SyscallConn()
+	if err != nil {
+		return
+	}
+	var frame []byte
 	for {
-		n, from, err := relay.ReadFromUDPAddrPort(buf)
+		var from netip.AddrPort
+		err := inet.Receive(raw, func(b []byte, sa unix.Sockaddr) {
+			from = inet.FromUnix(sa)
+			frame = wire.AppendPacket(small(frame)[:0], there, b)
+		}, nil)
 		if err != nil {
 			if a.ctx.Err() != nil || isClosed(err) {
 				return
@@ -208,7 +217,6 @@ func (r *Room) sendPackets(a *association, relay *net.UDPConn, there netip.AddrP
 		a.here = inet.Unmap(from)
 		stream := a.stream
 		r.udp.mu.Unlock()
-		frame = wire.AppendPacket(frame[:0], there, buf[:n])
 		a.write.Lock() // the relays of one socket share its stream
 		_, err = stream.Write(frame)
 		a.write.Unlock()
@@ -221,9 +229,9 @@ func (r *Room) sendPackets(a *association, relay *net.UDPConn, there netip.AddrP
 // receivePackets carries what far ends send to the program. One that the program never wrote to
 // (a server that answers from another port) gets a relay of its own, once the program has one.
 func (r *Room) receivePackets(a *association) {
-	buf := make([]byte, wire.MaxDatagram)
+	in := wire.Datagrams{R: a.stream}
 	for {
-		from, n, errno, err := wire.ReadPacket(a.stream, buf)
+		from, b, errno, err := in.NextPacket()
 		if err != nil {
 			return
 		}
@@ -237,7 +245,7 @@ func (r *Room) receivePackets(a *association) {
 			if to := relayAddr(relay).Addr(); to.Is4() != here.Addr().Is4() {
 				here = netip.AddrPortFrom(to, here.Port()) // one socket, both families
 			}
-			_, _ = relay.WriteToUDPAddrPort(buf[:n], here)
+			_, _ = relay.WriteToUDPAddrPort(b, here)
 		}
 	}
 }
@@ -264,6 +272,14 @@ func (a *association) relayForLocked(r *Room, from netip.AddrPort) *net.UDPConn 
 	}
 	r.addRelayLocked(a, c, from, from)
 	return c
+}
+
+// small lets go of a buffer that a large datagram has made large.
+func small(b []byte) []byte {
+	if cap(b) > 4<<10 {
+		return nil
+	}
+	return b
 }
 
 func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) }

@@ -240,10 +240,10 @@ func (b *bench) agent() {
 	output(b.stead, "playground", "up", "--detach")
 	defer background(b.pod("db", b.self, "echo", ":7002")...)()
 	const connections = 1000
-	first := background(b.under(noIncoming, b.self, "idle", "db:7002", "1")...)
+	first := background(b.under(noIncoming, b.self, "idle", "10.244.0.12:7002", "1")...)
 	defer first()
 	idle := rss()
-	second := background(b.under(noIncoming, b.self, "idle", "db:7002", strconv.Itoa(connections))...)
+	second := background(b.under(noIncoming, b.self, "idle", "10.244.0.12:7002", strconv.Itoa(connections))...)
 	defer second()
 	fmt.Printf("\nagent (the CLI's own binary): RSS %.1f MB with one session, %.1f KB more for each of %d idle connections\n", idle/1e3, (rss()-idle)/connections, connections)
 	if fi, err := os.Stat("bin/stead-agent"); err == nil {
