@@ -87,6 +87,7 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 		return err
 	}
 	defer t.Close()
+	o.Replicas = t.replicas
 	o.Dial, o.Build, o.Target, o.Argv, o.Env, o.Stderr = t.Dial, Version, f.target, argv, a.env, a.stderr
 	code, err := session.Run(ctx, o)
 	if err != nil {

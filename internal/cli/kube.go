@@ -13,6 +13,7 @@ import (
 	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/kube"
 	"github.com/stead-dev/stead/internal/local"
+	"github.com/stead-dev/stead/internal/session/replicas"
 )
 
 // clusterFlags say which cluster and as whom, as kubectl's do.
@@ -51,12 +52,15 @@ func (f *agentFlags) add(fs *pflag.FlagSet, env []string) {
 	fs.DurationVar(&f.o.Linger, "agent-linger", 0, "how long the agent waits for a next session (default 5s)")
 	fs.DurationVar(&f.o.Resume, "agent-resume", 0, "how long a session may be cut off (default 40s)")
 	fs.DurationVar(&f.o.StartupTimeout, "agent-startup-timeout", 0, "how long the agent may take to start (default 60s)")
-	fs.StringVar(&f.o.Replica, "replica", "", "the pod to stand for, where the target has several")
+	fs.StringVar(&f.o.Replica, "replica", "all", "where the target has several pods: all (incoming traffic of all), one, or a pod's name")
 }
 
 // options checks the flags.
 func (f *agentFlags) options() (o kube.Options, err error) {
 	o = f.o
+	if o.Replica == "all" {
+		o.Replica = ""
+	}
 	if o.Mode != kube.ModeJob && o.Mode != kube.ModeEphemeral {
 		return o, fault.With(fmt.Errorf("--agent %s: no such way", o.Mode), "--agent job or ephemeral")
 	}
@@ -128,10 +132,20 @@ func isLocal(target string) bool {
 	return kind == "playground" || kind == "process"
 }
 
+// standing is a target with an agent beside it.
+type standing struct {
+	local.Target
+	replicas replicas.Source // of its further pods, nil for none
+}
+
 // openTarget stands an agent beside the target, wherever that is.
-func (a *app) openTarget(ctx context.Context, target string, cf *clusterFlags, af *agentFlags, quiet bool) (*local.Target, error) {
+func (a *app) openTarget(ctx context.Context, target string, cf *clusterFlags, af *agentFlags, quiet bool) (*standing, error) {
 	if isLocal(target) {
-		return local.Resolve(ctx, target)
+		t, err := local.Resolve(ctx, target)
+		if err != nil {
+			return nil, err
+		}
+		return &standing{Target: *t}, nil
 	}
 	spec, err := kube.ParseTarget(target)
 	if err != nil {
@@ -152,7 +166,11 @@ func (a *app) openTarget(ctx context.Context, target string, cf *clusterFlags, a
 	if err != nil {
 		return nil, err
 	}
-	return &local.Target{Dial: t.Dial, Close: t.Close}, nil
+	s := &standing{Target: local.Target{Dial: t.Dial, Close: t.Close}}
+	if t.Replicas != nil {
+		s.replicas = func(ctx context.Context, join replicas.Join, ready func()) { t.Replicas(ctx, kube.Join(join), ready) }
+	}
+	return s, nil
 }
 
 func (a *app) client(cf *clusterFlags) (*kube.Client, error) {

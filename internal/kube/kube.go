@@ -19,6 +19,7 @@
 package kube
 
 import (
+	"context"
 	"time"
 
 	"github.com/stead-dev/stead/internal/tunnel"
@@ -42,9 +43,12 @@ type Options struct {
 	Linger         time.Duration // how long an agent waits for a next session; default 5 s
 	Resume         time.Duration // how long a session may be away; default 40 s
 	StartupTimeout time.Duration // default 60 s
-	Replica        string        // a pod's name, to choose among several; "" for the first
+	Replica        string        // a pod's name, to stand for that alone; OneReplica; "" for all
 	Notice         func(string)  // told what a user may want to know, may be nil
 }
+
+// OneReplica as Options.Replica means one pod, whichever.
+const OneReplica = "one"
 
 // Mode is the way an agent is put beside its target.
 type Mode string
@@ -89,4 +93,12 @@ type Target struct {
 	Pod       string // NAMESPACE/NAME
 	Container string
 	Close     func()
+
+	// Replicas follows the target's further pods until ctx ends, nil where there can be none. It calls
+	// ready once, when those that are there have joined or cannot.
+	Replicas func(ctx context.Context, join Join, ready func())
 }
+
+// Join takes a further pod into the session. done is closed when its agent is lost; leave gives it
+// up.
+type Join = func(ctx context.Context, name string, dial tunnel.Dialer) (done <-chan struct{}, leave func(), err error)

@@ -41,17 +41,30 @@ func (c *Client) Open(ctx context.Context, s Spec, o Options) (*Target, error) {
 	if m.id == "" {
 		return nil, fmt.Errorf("pod %s/%s does not tell the id of its container %s", m.namespace, m.pod, m.container)
 	}
-	if n := len(f.Pods); n > 1 && o.Replica == "" {
-		o.Notice(fmt.Sprintf("%s has %d pods; this session stands for %s (--replica POD chooses)", s, n, m.pod))
-	}
 	known = append(known, agentsIn(p)...)
-	st := &stance{c: c, m: m, o: o}
-	st.ctx, st.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	st := newStance(ctx, c, m, o)
 	if err := st.begin(ctx, known); err != nil {
 		st.close()
 		return nil, err
 	}
-	return &Target{Dial: st.dial, Pod: m.namespace + "/" + m.pod, Container: m.container, Close: st.close}, nil
+	t := &Target{Dial: st.dial, Pod: m.namespace + "/" + m.pod, Container: m.container, Close: st.close}
+	if n := len(f.Pods); n > 1 && o.Replica == "" {
+		o.Notice(fmt.Sprintf("%s has %d pods: incoming traffic is that of all, all else that of %s (--replica one, --replica POD)", s, n, m.pod))
+	}
+	if f.query != nil && o.Replica == "" {
+		r := &others{c: c, o: o, namespace: m.namespace, container: s.Container, first: m.uid, query: f.query, known: known}
+		t.Replicas = func(ctx context.Context, join Join, ready func()) {
+			r.join = join
+			r.run(ctx, f.Pods, ready)
+		}
+	}
+	return t, nil
+}
+
+func newStance(ctx context.Context, c *Client, m mark, o Options) *stance {
+	s := &stance{c: c, m: m, o: o}
+	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return s
 }
 
 // stance is one session's hold on an agent beside m.

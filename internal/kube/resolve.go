@@ -22,6 +22,8 @@ type Found struct {
 	Pods      []Pod
 	Container string // of Pods[0]
 	Why       string // why that container
+
+	query url.Values // that finds the target's pods again, nil where it is one pod
 }
 
 // Resolve finds the pods of a target. The first of them is running.
@@ -29,7 +31,7 @@ func (c *Client) Resolve(ctx context.Context, s Spec, namespace string) (*Found,
 	if namespace == "" {
 		namespace = c.Namespace
 	}
-	pods, err := c.pods(ctx, s, namespace)
+	pods, query, err := c.pods(ctx, s, namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +39,7 @@ func (c *Client) Resolve(ctx context.Context, s Spec, namespace string) (*Found,
 		return nil, fault.With(fmt.Errorf("target %s: it has no pods in namespace %s", s, namespace),
 			"kubectl -n "+namespace+" get "+s.Kind+" (is it scaled to 0?)")
 	}
-	f := &Found{Spec: s, Namespace: namespace, Pods: pods}
+	f := &Found{Spec: s, Namespace: namespace, Pods: pods, query: query}
 	var first error
 	order(f.Pods, s.Container)
 	for i := range f.Pods {
@@ -62,7 +64,7 @@ func (c *Client) Resolve(ctx context.Context, s Spec, namespace string) (*Found,
 func (f *Found) choose(name string) (*Pod, error) {
 	var names []string
 	for i := range f.Pods {
-		if p := &f.Pods[i]; name == "" || p.Meta.Name == name {
+		if p := &f.Pods[i]; name == "" || name == OneReplica || p.Meta.Name == name {
 			return p, usable(p, f.Container)
 		} else {
 			names = append(names, p.Meta.Name)
@@ -88,7 +90,8 @@ func order(pods []Pod, container string) {
 	})
 }
 
-func (c *Client) pods(ctx context.Context, s Spec, ns string) ([]Pod, error) {
+// pods gives the pods of a target, and the query that finds them.
+func (c *Client) pods(ctx context.Context, s Spec, ns string) ([]Pod, url.Values, error) {
 	if s.Kind == labelKind {
 		return c.podsBySelector(ctx, ns, s.Name)
 	}
@@ -96,26 +99,26 @@ func (c *Client) pods(ctx context.Context, s Spec, ns string) ([]Pod, error) {
 	if k == nil {
 		var err error
 		if k, err = c.discover(ctx, s); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	switch k.how {
 	case itself:
 		var p Pod
 		if err := c.object(ctx, k, ns, s, &p); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		return []Pod{p}, nil
+		return []Pod{p}, nil, nil
 	case byJobs:
 		return c.podsOfCronJob(ctx, k, ns, s)
 	}
 	var w Workload
 	if err := c.object(ctx, k, ns, s, &w); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	sel, err := c.selector(ctx, k, ns, s, &w)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	return c.podsBySelector(ctx, ns, sel)
 }
@@ -150,8 +153,10 @@ func (c *Client) selector(ctx context.Context, k *kindRow, ns string, s Spec, w 
 	return "", fault.With(fmt.Errorf("target %s: %w", s, err), "name a workload that has a selector, or the pod itself: --target pod/NAME")
 }
 
-func (c *Client) podsBySelector(ctx context.Context, ns, sel string) ([]Pod, error) {
-	return list[Pod](ctx, c, lookupKind("pod").path(ns), url.Values{"labelSelector": {sel}})
+func (c *Client) podsBySelector(ctx context.Context, ns, sel string) ([]Pod, url.Values, error) {
+	query := url.Values{"labelSelector": {sel}}
+	pods, err := list[Pod](ctx, c, lookupKind("pod").path(ns), query)
+	return pods, query, err
 }
 
 // list gets all objects of a list, page by page.
@@ -174,14 +179,14 @@ func list[T any](ctx context.Context, c *Client, path string, query url.Values) 
 }
 
 // podsOfCronJob gives the pods of the newest job that has any.
-func (c *Client) podsOfCronJob(ctx context.Context, k *kindRow, ns string, s Spec) ([]Pod, error) {
+func (c *Client) podsOfCronJob(ctx context.Context, k *kindRow, ns string, s Spec) ([]Pod, url.Values, error) {
 	var cj Workload
 	if err := c.object(ctx, k, ns, s, &cj); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	jobs, err := list[Workload](ctx, c, lookupKind("job").path(ns), nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	jobs = slices.DeleteFunc(jobs, func(j Workload) bool {
 		return !slices.ContainsFunc(j.Meta.OwnerReferences, func(o OwnerReference) bool { return o.UID == cj.Meta.UID })
@@ -195,12 +200,12 @@ func (c *Client) podsOfCronJob(ctx context.Context, k *kindRow, ns string, s Spe
 		return cmp.Compare(b.Meta.Name, a.Meta.Name)
 	})
 	for _, j := range jobs {
-		pods, err := c.podsBySelector(ctx, ns, "batch.kubernetes.io/controller-uid="+j.Meta.UID)
+		pods, query, err := c.podsBySelector(ctx, ns, "batch.kubernetes.io/controller-uid="+j.Meta.UID)
 		if err != nil || len(pods) > 0 {
-			return pods, err
+			return pods, query, err
 		}
 	}
-	return nil, nil
+	return nil, nil, nil
 }
 
 // discover asks the cluster for a kind that the table does not have: its plural, singular or short

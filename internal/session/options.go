@@ -4,6 +4,7 @@ import (
 	"io"
 
 	"github.com/stead-dev/stead/internal/policy"
+	"github.com/stead-dev/stead/internal/session/replicas"
 	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
@@ -14,6 +15,9 @@ type Options struct {
 	Secret []byte        // what that agent wants to hear
 	Build  string        // our version
 	Target string        // as the user named it, for messages
+
+	// Replicas finds further pods whose incoming traffic is the program's too, nil for none.
+	Replicas replicas.Source
 
 	Argv []string
 	Env  []string // the laptop's

@@ -24,6 +24,7 @@ import (
 	"github.com/stead-dev/stead/internal/session/incoming"
 	"github.com/stead-dev/stead/internal/session/outgoing"
 	"github.com/stead-dev/stead/internal/session/pod"
+	"github.com/stead-dev/stead/internal/session/replicas"
 	"github.com/stead-dev/stead/internal/sys"
 	"github.com/stead-dev/stead/internal/wire"
 )
@@ -58,13 +59,14 @@ func Run(ctx context.Context, o Options) (int, error) {
 // run is the state of one Run. Only its goroutine touches the fields; the rooms and the
 // supervisor have their own locks.
 type run struct {
-	o     Options
-	pod   *pod.Conn
-	in    *incoming.Room
-	out   *outgoing.Room
-	files *files
-	sup   *notify.Supervisor
-	proc  *launch.Process
+	o      Options
+	pod    *pod.Conn
+	others *replicas.Room
+	in     *incoming.Room
+	out    *outgoing.Room
+	files  *files
+	sup    *notify.Supervisor
+	proc   *launch.Process
 
 	mu   sync.Mutex // guards said and the order of lines on Stderr
 	said map[string]bool
@@ -87,6 +89,9 @@ func (s *run) close() {
 	if s.files != nil {
 		s.files.close()
 	}
+	if s.others != nil {
+		s.others.Close()
+	}
 	if s.pod != nil {
 		s.pod.Close()
 	}
@@ -101,6 +106,12 @@ func (s *run) attach(ctx context.Context) (err error) {
 		return err
 	}
 	s.in.SetPod(s.pod)
+	if s.o.Replicas != nil && s.o.Incoming != "" {
+		s.others = replicas.New(replicas.Config{First: s.pod, Hello: wire.Hello{Build: s.o.Build, Secret: s.o.Secret},
+			Incoming: s.in.Serve, Event: s.event, Trouble: s.trouble})
+		s.in.SetPod(s.others)
+		s.others.Start(ctx, s.o.Replicas)
+	}
 	return nil
 }
 

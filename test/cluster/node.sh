@@ -100,6 +100,12 @@ hostnameOverride: $NODE
 clusterCIDR: $CLUSTER_CIDR
 conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 Y
+# kube-proxy in iptables mode looks for these by name, which Debian makes as alternatives
+mkdir -p /run/bin
+for t in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
+  ln -sf "$K8S_DIR/root/usr/sbin/xtables-nft-multi" "/run/bin/$t"
+done
+PATH=/run/bin:$PATH
 L=$N/log P=$RUN/pki; mkdir -p "$L"
 # Each part is a script of its own, for cluster.sh restart.
 run() {

@@ -13,6 +13,8 @@ import (
 	"time"
 )
 
+const interrupt = syscall.SIGINT
+
 // session is a stead exec that goes on beside the test.
 type session struct {
 	t    *testing.T

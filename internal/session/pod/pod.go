@@ -130,12 +130,21 @@ func (c *Conn) ask(ctx context.Context, o wire.Open) (tunnel.Stream, wire.Reply,
 
 // Subscription is a port of the pod whose connections come to Handlers.Incoming until Close.
 type Subscription struct {
-	ID uint64
-	s  tunnel.Stream
+	ID      uint64
+	s       tunnel.Stream
+	onClose func()
 }
 
+// OnClose has f called by Close, too. It is called before the subscription is in use.
+func (s *Subscription) OnClose(f func()) { s.onClose = f }
+
 // Close gives the port back.
-func (s *Subscription) Close() { s.s.Close() }
+func (s *Subscription) Close() {
+	s.s.Close()
+	if s.onClose != nil {
+		s.onClose()
+	}
+}
 
 // Subscribe asks for the connections of a port. As with Dial, a refusal is in the Reply.
 func (c *Conn) Subscribe(ctx context.Context, sub wire.Subscribe) (*Subscription, wire.Reply, error) {

@@ -1,0 +1,84 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// beside starts a command of stead that goes on beside the test, and gives what matches in the line
+// of its standard error by which it says that it is ready.
+func beside(t *testing.T, ready string, args ...string) []string {
+	t.Helper()
+	c := exec.Command(stead, append(args, "-n", namespace)...)
+	c.Env, c.Dir = environment(), work
+	errs, err := c.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		c.Process.Signal(syscall.SIGINT)
+		io.Copy(io.Discard, errs)
+		if err := c.Wait(); err != nil {
+			t.Errorf("stead %v: %v", args, err)
+		}
+	})
+	var said []string
+	for lines := bufio.NewScanner(errs); lines.Scan(); {
+		said = append(said, lines.Text())
+		if m := regexp.MustCompile(ready).FindStringSubmatch(lines.Text()); m != nil {
+			return m
+		}
+	}
+	t.Fatalf("stead %v says %q", args, said)
+	return nil
+}
+
+func TestPortsAreForwardedThroughTheTarget(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "laptop:", r.URL.Path) }))
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	t.Run("to what the pod reaches", func(t *testing.T) {
+		m := beside(t, `(127\.0\.0\.1:\d+)`, "port-forward", "--target", "statefulset/db", "-L", "0:bare:80")
+		resp, err := http.Get("http://" + m[1] + "/forwarded")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if !strings.HasPrefix(string(b), "pod bare-") || !strings.Contains(string(b), "/forwarded") {
+			t.Errorf("%q", b)
+		}
+	})
+	t.Run("to the laptop", func(t *testing.T) {
+		beside(t, "8080", "port-forward", "--target", "deployment/bare", "-R", "8080:"+port)
+		if r := call("http://bare/back", "1"); r.stdout != "laptop: /back\n" {
+			t.Errorf("%s%s", r.stdout, r.stderr)
+		}
+	})
+	if r := call("http://bare/after", "1"); !strings.HasPrefix(r.stdout, "pod bare-") {
+		t.Errorf("afterwards: %s%s", r.stdout, r.stderr)
+	}
+}
+
+func TestTheWayIsMeasured(t *testing.T) {
+	if r := tool("diagnose", "latency", "--target", "deployment/bare"); r.code != 0 || !strings.Contains(r.stdout, "ms") && !strings.Contains(r.stdout, "us") && !strings.Contains(r.stdout, "µs") {
+		t.Errorf("exit code %d: %s%s", r.code, r.stdout, r.stderr)
+	}
+}
