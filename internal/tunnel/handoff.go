@@ -28,6 +28,7 @@ import (
 const (
 	laneHandoff    = 255
 	handAfter      = 512 << 10 // bytes that a relay has carried
+	handUnit       = 8 << 10   // as which a message counts at least: many small ones wait for each other
 	handoffTimeout = 5 * time.Second
 )
 
@@ -36,7 +37,7 @@ func (s *stream) movedLocked(n int) {
 	if s.offer == nil {
 		return
 	}
-	if s.moved += n; s.moved >= handAfter {
+	if s.moved += max(n, handUnit); s.moved >= handAfter {
 		offer := s.offer
 		s.offer = nil
 		offer()
