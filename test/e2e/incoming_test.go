@@ -148,7 +148,7 @@ func TestThreeSessionsShareOneAgentAndASecondStealIsRefused(t *testing.T) {
 	two.expect("listening 8080")
 	three := begin(t, "deployment/bare", []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "1")
 	three.expect("listening 8080")
-	if r := kubectl("get", "pods", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name"); strings.Count(r.stdout, "pod/") != 1 {
+	if r := kubectl("get", "pods", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name"); strings.Count(r.stdout, "pod/stead-bare-") != 1 {
 		t.Errorf("three sessions have these agents: %s%s", r.stdout, r.stderr)
 	}
 	four := execIn("deployment/bare", []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "1")
