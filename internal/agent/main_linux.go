@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"runtime/debug"
 	"strings"
 
@@ -21,6 +22,7 @@ func Main(ctx context.Context, args, env []string, build string, stderr io.Write
 	fs.SetOutput(stderr)
 	pid := fs.Int("pid", 0, "the target's main process")
 	container := fs.String("container-id", "", "the target as the container runtime names it, instead of --pid")
+	self := fs.Bool("self", false, "the target is this process, where there is none: for names and outgoing connections alone")
 	control := fs.Int("control-fd", -1, "inherited socket over which transports are passed")
 	conn := fs.Int("conn-fd", -1, "inherited socket that is the only transport")
 	listen := fs.String("listen", "", "address to listen on for transports; needs STEAD_AGENT_SECRET")
@@ -39,9 +41,12 @@ func Main(ctx context.Context, args, env []string, build string, stderr io.Write
 				return err
 			}
 		}
+		if *self {
+			c.PID = os.Getpid()
+		}
 		switch {
 		case c.PID <= 0:
-			return errors.New("no target: --pid or --container-id")
+			return errors.New("no target: --pid, --container-id or --self")
 		case *control >= 0:
 			if c.Resume == 0 {
 				c.Resume = -1 // a local socket does not break: its end is the session's

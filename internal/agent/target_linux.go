@@ -110,6 +110,9 @@ func (t *target) describe() (*wire.Target, error) {
 	if err != nil {
 		return nil, targetFault(t.pid, "read the environment of", err)
 	}
+	if t.pid == os.Getpid() {
+		env = nil // our own: a secret, and nothing that a program is to have
+	}
 	for _, kv := range bytes.Split(env, []byte{0}) {
 		if bytes.IndexByte(kv, '=') > 0 {
 			w.Env = append(w.Env, string(kv))

@@ -20,6 +20,7 @@ import (
 // execFlags are the flags of stead exec as the user gave them.
 type execFlags struct {
 	target        string
+	targetless    bool
 	steal, mirror bool
 	noIncoming    bool
 	files         string
@@ -43,7 +44,8 @@ copied to it (--mirror, the default) or brought to it instead (--steal).
 TARGET is in a Kubernetes cluster: pod/NAME, deployment/NAME, statefulset/NAME, daemonset/NAME,
 replicaset/NAME, job/NAME, cronjob/NAME, service/NAME, any other kind that owns pods (its name, or
 NAME.GROUP), or label/KEY=VALUE,...; /container/NAME behind it names one of several containers.
-Or it is on this machine: playground/POD (see "stead playground up") or process/PID.
+--targetless instead of a target gives the cluster's names and outgoing connections alone.
+Or the target is on this machine: playground/POD (see "stead playground up") or process/PID.
 
 Exit codes: PROGRAM's own (128+N when signal N ended it), 125 when stead failed, 126 when PROGRAM
 cannot be executed, 127 when it was not found.`,
@@ -61,6 +63,7 @@ cannot be executed, 127 when it was not found.`,
 	// Flags after PROGRAM are PROGRAM's, with and without "--".
 	c.Flags().SetInterspersed(false)
 	c.Flags().StringVarP(&f.target, "target", "t", "", "in whose stead: KIND/NAME[/container/NAME], label/KEY=VALUE, playground/POD, process/PID")
+	c.Flags().BoolVar(&f.targetless, "targetless", false, "in nobody's stead: the cluster's names and outgoing connections alone, from a pod of ours")
 	c.Flags().BoolVar(&f.steal, "steal", false, "bring the target's new connections to the program instead of the app")
 	c.Flags().BoolVar(&f.mirror, "mirror", false, "copy the target's connections to the program while the app answers (default)")
 	c.Flags().BoolVar(&f.noIncoming, "no-incoming", false, "leave the target's incoming traffic alone")
@@ -98,7 +101,12 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 
 // options checks the flags.
 func (f *execFlags) options() (o session.Options, err error) {
-	if f.target == "" {
+	switch {
+	case f.targetless && (f.target != "" || f.steal || f.mirror):
+		return o, fault.With(errors.New("--targetless has no target and no incoming traffic"), "give --target, --steal and --mirror without --targetless")
+	case f.targetless:
+		f.target, f.noIncoming = targetless, true
+	case f.target == "":
 		return o, fault.With(errors.New("no target"), "stead exec --target playground/orders -- PROGRAM (stead playground status lists the pods)")
 	}
 	switch {

@@ -126,6 +126,9 @@ func set(m *map[string]string, k, v string) {
 	(*m)[k] = v
 }
 
+// targetless is the target of --targetless: a pod of ours. No target can be named so.
+const targetless = "(a pod of ours)"
+
 // isLocal says whether a target is on this machine.
 func isLocal(target string) bool {
 	kind, _, _ := strings.Cut(target, "/")
@@ -147,11 +150,11 @@ func (a *app) openTarget(ctx context.Context, target string, cf *clusterFlags, a
 		}
 		return &standing{Target: *t}, nil
 	}
-	spec, err := kube.ParseTarget(target)
-	if err != nil {
-		return nil, err
-	}
+	var spec kube.Spec
 	o, err := af.options()
+	if err == nil && target != targetless {
+		spec, err = kube.ParseTarget(target)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +165,12 @@ func (a *app) openTarget(ctx context.Context, target string, cf *clusterFlags, a
 	if err != nil {
 		return nil, err
 	}
-	t, err := c.Open(ctx, spec, o)
+	var t *kube.Target
+	if target == targetless {
+		t, err = c.OpenTargetless(ctx, o)
+	} else {
+		t, err = c.Open(ctx, spec, o)
+	}
 	if err != nil {
 		return nil, err
 	}

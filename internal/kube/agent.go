@@ -71,6 +71,14 @@ func (m mark) agentName(o *Options, nth int) string {
 	return name
 }
 
+// targetless is the mark of a pod of ours that is its own target, for names and outgoing connections
+// of a namespace. There is one for all sessions of the namespace.
+func targetless(namespace string) mark {
+	return mark{namespace: namespace, pod: noTarget, container: agentContainer, id: noTarget}
+}
+
+const noTarget = "targetless"
+
 // newSecret is what an agent and its sessions know.
 func newSecret() string {
 	b := make([]byte, 20)
@@ -90,6 +98,9 @@ const removeAfter = 2
 // moves it on (Target.renew), and without one the cluster ends the agent, or what never became one.
 func newJob(m mark, o *Options, name, secret string) *Job {
 	labels := map[string]string{managedBy: ours, "app.kubernetes.io/name": "stead-agent", labelAgent: name, labelTargetUID: m.uid}
+	if m.uid == "" {
+		delete(labels, labelTargetUID)
+	}
 	for k, v := range o.Labels {
 		if labels[k] == "" {
 			labels[k] = v
@@ -132,10 +143,20 @@ func newJob(m mark, o *Options, name, secret string) *Job {
 	if j.Spec.Template.Spec.Tolerations == nil {
 		j.Spec.Template.Spec.Tolerations = []Toleration{{Operator: "Exists"}}
 	}
+	if m.id == noTarget {
+		// It looks into nobody, so that any namespace may have it.
+		p := &j.Spec.Template.Spec
+		p.HostPID, p.Tolerations = false, o.Tolerations
+		p.Containers[0].SecurityContext = &SecurityContext{
+			RunAsUser: ptr(int64(65532)), RunAsGroup: ptr(int64(65532)), RunAsNonRoot: ptr(true),
+			AllowPrivilegeEscalation: ptr(false), ReadOnlyRootFilesystem: ptr(true),
+			Capabilities: &Capabilities{Drop: []string{"ALL"}}, SeccompProfile: &SeccompProfile{Type: "RuntimeDefault"},
+		}
+	}
 	for _, s := range o.PullSecrets {
 		j.Spec.Template.Spec.ImagePullSecrets = append(j.Spec.Template.Spec.ImagePullSecrets, LocalReference{s})
 	}
-	if ns == m.namespace { // an owner of another namespace would be no owner
+	if ns == m.namespace && m.uid != "" { // an owner of another namespace would be no owner
 		j.Meta.OwnerReferences = []OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: m.pod, UID: m.uid}}
 	}
 	return j
@@ -143,12 +164,16 @@ func newJob(m mark, o *Options, name, secret string) *Job {
 
 // agentIn is the agent's container.
 func agentIn(m mark, o *Options, name string, port int, secret string) Container {
+	target := []string{"--container-id", m.id}
+	if m.id == noTarget {
+		target = []string{"--self"}
+	}
 	c := Container{
 		Name: name, Image: o.Image, ImagePullPolicy: o.PullPolicy,
-		Args: []string{
-			"--container-id", m.id, "--listen", "127.0.0.1:" + strconv.Itoa(port),
+		Args: append(target,
+			"--listen", "127.0.0.1:"+strconv.Itoa(port),
 			"--linger", o.Linger.String(), "--resume", o.Resume.String(),
-		},
+		),
 		Env: []EnvVar{{Name: noteSecret, Value: secret}},
 		SecurityContext: &SecurityContext{
 			RunAsUser: ptr(int64(0)), RunAsGroup: ptr(int64(0)), RunAsNonRoot: ptr(false),

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -69,9 +70,10 @@ func usable(p *Pod, container string) error {
 		return fault.With(fmt.Errorf("pod %s: its node %s is lost", name, p.Spec.NodeName), "kubectl describe node "+p.Spec.NodeName)
 	case s != nil && s.State.Running != nil:
 		return nil
-	case s != nil && s.State.Waiting != nil && s.State.Waiting.Reason == "CrashLoopBackOff":
+	case s != nil && (s.State.Waiting != nil && s.State.Waiting.Reason == "CrashLoopBackOff" ||
+		s.State.Terminated != nil && s.RestartCount > 0 && p.Spec.RestartPolicy == "Always"):
 		cause := ""
-		if t := s.LastState.Terminated; t != nil {
+		if t := cmp.Or(s.State.Terminated, s.LastState.Terminated); t != nil {
 			cause = fmt.Sprintf(", last with exit code %d", t.ExitCode)
 		}
 		return fault.With(fmt.Errorf("container %s of pod %s keeps crashing (%d restarts%s)", container, name, s.RestartCount, cause), logs)

@@ -61,6 +61,26 @@ func (c *Client) Open(ctx context.Context, s Spec, o Options) (*Target, error) {
 	return t, nil
 }
 
+// OpenTargetless stands an agent in the namespace that is beside nobody: for names and outgoing
+// connections alone.
+func (c *Client) OpenTargetless(ctx context.Context, o Options) (*Target, error) {
+	o = o.withDefaults()
+	if o.Namespace == "" {
+		o.Namespace = c.Namespace
+	}
+	m := targetless(o.Namespace)
+	known, err := c.jobAgents(ctx, o.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	s := newStance(ctx, c, m, o)
+	if err := s.begin(ctx, known); err != nil {
+		s.close()
+		return nil, err
+	}
+	return &Target{Dial: s.dial, Pod: m.namespace + "/" + s.agent.Pod, Container: agentContainer, Close: s.close}, nil
+}
+
 func newStance(ctx context.Context, c *Client, m mark, o Options) *stance {
 	s := &stance{c: c, m: m, o: o}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))

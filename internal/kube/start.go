@@ -72,7 +72,7 @@ func (c *Client) stand(ctx context.Context, m mark, o *Options, known []Agent) (
 		return nil, nil, fault.With(errors.New("no image for the agent"),
 			"stead agent image --push REGISTRY/stead-agent:1, then export STEAD_AGENT_IMAGE=REGISTRY/stead-agent:1 (or --agent-image)")
 	}
-	if o.Mode == ModeEphemeral {
+	if o.Mode == ModeEphemeral && m.id != noTarget {
 		return c.startEphemeral(ctx, m, o)
 	}
 	return c.startJob(ctx, m, o)

@@ -50,6 +50,49 @@ func TestADeveloperWithExactlyTheRoleThatIsPrintedHasASession(t *testing.T) {
 	nothingLeft(t, 30*time.Second)
 }
 
+func TestADeveloperWithTheRoleForEphemeralAgentsHasASession(t *testing.T) {
+	const bob = "bob@example.com"
+	role := tool("rbac", "--user", bob, "--agent", "ephemeral")
+	if r := apply(role.stdout); r.code != 0 {
+		t.Fatal(role.stderr, r.stderr)
+	}
+	t.Cleanup(func() { kubectl("delete", "role,rolebinding", "stead") })
+	nothingLeft(t, 30*time.Second)
+	r := execIn("pod/client", []string{"--as", bob, "--no-incoming"}, "true")
+	if r.code != 125 || !strings.Contains(r.stderr, bob+" may not create jobs") {
+		t.Errorf("a Job: exit code %d: %s", r.code, r.stderr)
+	}
+	if r := execIn("pod/client", []string{"--as", bob, "--no-incoming", "--agent", "ephemeral"}, "hostname"); r.code != 0 || r.stdout != "client\n" {
+		t.Errorf("exit code %d: %s%s", r.code, r.stdout, r.stderr)
+	}
+}
+
+func TestSessionsThatBeginAtOnceShareOneAgent(t *testing.T) {
+	nothingLeft(t, 30*time.Second)
+	const count = 5
+	ends := make(chan result, count)
+	for range count {
+		go func() { ends <- execIn("deployment/bare", []string{"--no-incoming"}, "sh", "-c", "hostname; sleep 2") }()
+	}
+	most := 0
+	for n := 0; n < count; {
+		select {
+		case r := <-ends:
+			n++
+			if r.code != 0 || !strings.HasPrefix(r.stdout, "bare-") {
+				t.Errorf("exit code %d: %s%s", r.code, r.stdout, r.stderr)
+			}
+		default:
+			jobs := kubectl("get", "jobs", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name")
+			most = max(most, len(strings.Fields(jobs.stdout)))
+		}
+	}
+	if most != 1 {
+		t.Errorf("%d agents for %d sessions of one container", most, count)
+	}
+	nothingLeft(t, 30*time.Second)
+}
+
 func TestWhoUsesWhatIsTold(t *testing.T) {
 	s := begin(t, "deployment/bare", []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "1")
 	s.expect("listening 8080")

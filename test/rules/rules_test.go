@@ -51,6 +51,7 @@ var mayImport = map[string][]string{
 // wholeModules that only some packages may import: one speaks to BPF, one to Kubernetes.
 var onlyIn = map[string][]string{
 	"k8s.io/":                                {"internal/kube"},
+	"github.com/gorilla/websocket":           {"internal/kube"},
 	"github.com/google/go-containerregistry": {"internal/kube/image"},
 	"github.com/spf13/cobra":                 {"internal/cli"},
 	"github.com/hanwen/go-fuse/v2":           {"internal/podfs", "internal/session"},
