@@ -281,17 +281,37 @@ func (p *ports) caught(e *engine, c net.Conn, called netip.AddrPort) {
 // given to the app.
 const offerTimeout = 10 * time.Second
 
+var errAway = errors.New("the session cannot be reached at the moment")
+
 // offer opens a stream for a caught connection and waits until the session has taken it.
 func (x *session) offer(ctx context.Context, in wire.Incoming) (tunnel.Stream, error) {
+	// A session that is cut off may come back; until then the app answers, without a delay.
+	away := x.t.Away()
+	select {
+	case <-away:
+		return nil, errAway
+	default:
+	}
 	st, err := x.t.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var r wire.Reply
 	st.SetDeadline(time.Now().Add(offerTimeout))
+	answered, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-away:
+			st.SetDeadline(time.Unix(1, 0))
+		case <-answered:
+		}
+	}()
 	if err = wire.Write(st, wire.Open{Kind: wire.KindIncoming, Incoming: &in}); err == nil {
 		err = wire.Read(st, &r)
 	}
+	close(answered)
+	<-watched // it sets no deadline from now on
 	if err == nil && r.Errno != 0 {
 		err = unix.Errno(r.Errno)
 	}

@@ -49,6 +49,8 @@ type conn struct {
 	arrived chan struct{} // signals backlog
 	closing bool
 
+	away chan struct{} // closed while the first lane has no transport
+
 	err  error
 	done chan struct{}
 	wg   sync.WaitGroup
@@ -59,7 +61,7 @@ type conn struct {
 func newConn(o Options, dialer bool) *conn {
 	c := &conn{
 		o: o.withDefaults(), dialer: dialer, streams: make(map[uint32]*stream),
-		arrived: make(chan struct{}, 1), done: make(chan struct{}), next: 2,
+		arrived: make(chan struct{}, 1), done: make(chan struct{}), away: make(chan struct{}), next: 2,
 	}
 	if dialer {
 		c.next = 1
@@ -151,6 +153,28 @@ func (c *conn) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
+}
+
+// Away implements Conn.
+func (c *conn) Away() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.away
+}
+
+// awayLocked keeps away in step with the first lane's transport.
+func (c *conn) awayLocked() {
+	gone := c.links[0].transport == nil
+	select {
+	case <-c.away:
+		if !gone {
+			c.away = make(chan struct{})
+		}
+	default:
+		if gone {
+			close(c.away)
+		}
+	}
 }
 
 // Close implements Conn: what was written is sent, the peer is told, and nothing of this end is

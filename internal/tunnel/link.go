@@ -86,6 +86,7 @@ func (l *link) attach(t net.Conn, r *bufio.Reader, peerRecv uint64, attempt uint
 	}(l.gen)
 	go func(gen uint64) { defer c.wg.Done(); l.read(t, r, gen) }(l.gen)
 	l.work.Broadcast()
+	c.awayLocked()
 	c.rerouteLocked()
 	return true
 }
@@ -99,6 +100,7 @@ func (l *link) dropLocked(err error) {
 	l.lostAt, l.lostErr = time.Now(), err
 	l.work.Broadcast()
 	t.Close()
+	l.c.awayLocked()
 	l.c.rerouteLocked()
 }
 

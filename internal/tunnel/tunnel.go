@@ -50,6 +50,9 @@ type Conn interface {
 	// Done is closed when the tunnel is over for good; Err then says why.
 	Done() <-chan struct{}
 	Err() error
+	// Away is closed while the peer cannot be reached: what is sent waits for its return. Each
+	// absence has a channel of its own.
+	Away() <-chan struct{}
 }
 
 // Stream is a byte stream with the manners of a TCP connection: half-close, reset, backpressure.
