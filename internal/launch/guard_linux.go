@@ -33,6 +33,7 @@ const (
 // guardMain is the guard: descriptors are its socket to the session, the launcher's socket and the
 // two configurations.
 func guardMain(args []string) int {
+	session := os.Getppid()
 	runtime.LockOSThread() // PDEATHSIG of the launcher is bound to this thread
 	fds, err := descriptors(args, 4)
 	if err != nil {
@@ -93,6 +94,7 @@ func guardMain(args []string) int {
 				continue
 			}
 			if got == pid {
+				jobControl(session, pid, ws)
 				report(ctl, reportState, int32(ws))
 			}
 		}
@@ -100,6 +102,28 @@ func guardMain(args []string) int {
 	<-gone
 	killTree(5*time.Second, nil)
 	return 0
+}
+
+// jobControl makes the shell that started the session see what its job does: when the terminal stops
+// the program, the session stops; when the program goes on, the session does. It is the guard's, for
+// it sees these in their order, and is never stopped itself: the session might come to know of a stop
+// when the program runs again.
+func jobControl(session, pid int, ws unix.WaitStatus) {
+	if os.Getppid() != session {
+		return // it is gone
+	}
+	switch {
+	case ws.Continued():
+		unix.Kill(session, unix.SIGCONT)
+	case ws.Stopped():
+		switch ws.StopSignal() {
+		case unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU:
+			own, err := unix.Getpgid(session)
+			if pgid, perr := unix.Getpgid(pid); err == nil && perr == nil && pgid == own {
+				unix.Kill(session, unix.SIGSTOP)
+			}
+		}
+	}
 }
 
 func report(fd int, kind, value int32) {

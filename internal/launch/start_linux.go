@@ -277,25 +277,10 @@ func (p *Process) watch() {
 			p.status = ws
 			break
 		}
-		p.jobControl(ws)
 	}
 	p.mu.Lock()
 	p.exited = true
 	p.mu.Unlock()
-}
-
-// jobControl makes the shell that started us see what its job does: when the terminal stops the
-// program, we stop; the shell's SIGCONT goes to the process group and wakes us both.
-func (p *Process) jobControl(ws unix.WaitStatus) {
-	if ws.Continued() {
-		return
-	}
-	switch ws.StopSignal() {
-	case unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU:
-		if pgid, err := unix.Getpgid(p.PID); err == nil && pgid == unix.Getpgrp() {
-			unix.Kill(os.Getpid(), unix.SIGSTOP)
-		}
-	}
 }
 
 // Done is closed when the program's main process has ended.
