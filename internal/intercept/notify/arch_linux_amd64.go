@@ -48,6 +48,9 @@ func getRegisters(tid int) (r registers, err error) {
 
 func (r *registers) set(tid int) error { return unix.PtraceSetRegs(tid, &r.PtraceRegs) }
 
+// setAfter puts it behind the instruction of its call, at ip.
+func (r *registers) setAfter(ip uint64) { r.Rip = ip }
+
 // callAddress is where the instruction is that made the call it has come back from.
 func (r *registers) callAddress() uint64 { return r.Rip - uint64(len(callInstruction)) }
 

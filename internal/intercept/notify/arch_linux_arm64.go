@@ -30,6 +30,10 @@ func (r *registers) set(tid int) error {
 	return unix.PtraceSetRegSetArm64(tid, ntPRSTATUS, &r.PtraceRegsArm64)
 }
 
+// setAfter puts it behind the instruction of its call, at ip: a call that was interrupted has been set
+// back for its restart before we see it.
+func (r *registers) setAfter(ip uint64) { r.Pc = ip }
+
 // callAddress is where the instruction is that made the call it has come back from.
 func (r *registers) callAddress() uint64 { return r.Pc - uint64(len(callInstruction)) }
 

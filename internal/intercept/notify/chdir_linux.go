@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -22,11 +23,11 @@ import (
 
 // cwds is what is known of working directories. The receiver owns it.
 type cwds struct {
-	dev    uint64 // the tree's st_dev
-	byTGID map[int]cwd
-	// moving is the thread of a process that has been let into chdir or fchdir: until it makes
-	// another call nobody knows whether it has moved already.
-	moving map[int]int
+	dev       uint64 // the tree's st_dev
+	byProcess map[process]cwd
+	// moving are the threads of a process that have been let into chdir or fchdir: until they make
+	// another call nobody knows whether they have moved already.
+	moving map[process][]int
 }
 
 type cwd struct {
@@ -37,7 +38,7 @@ type cwd struct {
 const maxCwds = 512
 
 func (c *cwds) init(root int) error {
-	c.byTGID, c.moving = make(map[int]cwd), make(map[int]int)
+	c.byProcess, c.moving = make(map[process]cwd), make(map[process][]int)
 	var st unix.Stat_t
 	if r := statOf(root, unix.AT_STATX_DONT_SYNC); r.errno != 0 {
 		return fmt.Errorf("stat the tree's root: %w", r.errno)
@@ -53,31 +54,39 @@ func (s *Supervisor) settle(tid int) {
 	if len(s.cwds.moving) == 0 {
 		return
 	}
-	if tgid, ok := s.pids.group(tid); ok && s.cwds.moving[tgid] == tid {
-		delete(s.cwds.moving, tgid)
+	p, ok := s.pids.group(tid)
+	if !ok {
+		return
+	}
+	if left := slices.DeleteFunc(s.cwds.moving[p], func(t int) bool { return t == tid }); len(left) > 0 {
+		s.cwds.moving[p] = left
+	} else {
+		delete(s.cwds.moving, p)
 	}
 }
 
 // moved forgets where a thread's process is.
 func (s *Supervisor) moved(tid int) {
-	tgid, ok := s.pids.group(tid)
+	p, ok := s.pids.group(tid)
 	if !ok {
-		clear(s.cwds.byTGID) // no way to tell whose it is
+		clear(s.cwds.byProcess) // no way to tell whose it is
 		return
 	}
-	delete(s.cwds.byTGID, tgid)
+	delete(s.cwds.byProcess, p)
 	if len(s.cwds.moving) > maxCwds {
 		clear(s.cwds.moving) // of threads that never came back
-		clear(s.cwds.byTGID)
+		clear(s.cwds.byProcess)
 	}
-	s.cwds.moving[tgid] = tid
+	if !slices.Contains(s.cwds.moving[p], tid) {
+		s.cwds.moving[p] = append(s.cwds.moving[p], tid)
+	}
 }
 
 // cwd returns the working directory of a thread.
 func (s *Supervisor) cwd(tid int) (dir string, inside bool, err error) {
-	tgid, known := s.pids.group(tid)
+	p, known := s.pids.group(tid)
 	if known {
-		if c, ok := s.cwds.byTGID[tgid]; ok {
+		if c, ok := s.cwds.byProcess[p]; ok {
 			return c.path, c.inside, nil
 		}
 	}
@@ -87,19 +96,19 @@ func (s *Supervisor) cwd(tid int) (dir string, inside bool, err error) {
 	}
 	dir = strings.TrimSuffix(dir, " (deleted)")
 	var st unix.Stat_t
-	p, err := unix.BytePtrFromString(link)
+	name, err := unix.BytePtrFromString(link)
 	if err != nil {
 		return "", false, err
 	}
-	if _, _, e := unix.Syscall6(sysNewfstatat, 0, uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(&st)), unix.AT_STATX_DONT_SYNC, 0, 0); e != 0 {
+	if _, _, e := unix.Syscall6(sysNewfstatat, 0, uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&st)), unix.AT_STATX_DONT_SYNC, 0, 0); e != 0 {
 		return "", false, e
 	}
 	inside = uint64(st.Dev) == s.cwds.dev
-	if _, moves := s.cwds.moving[tgid]; known && !moves {
-		if len(s.cwds.byTGID) >= maxCwds {
-			clear(s.cwds.byTGID)
+	if _, moves := s.cwds.moving[p]; known && !moves {
+		if len(s.cwds.byProcess) >= maxCwds {
+			clear(s.cwds.byProcess)
 		}
-		s.cwds.byTGID[tgid] = cwd{dir, inside}
+		s.cwds.byProcess[p] = cwd{dir, inside}
 	}
 	return dir, inside, nil
 }
@@ -154,6 +163,9 @@ func (s *Supervisor) enter(t *task, dir int) {
 	runtime.LockOSThread() // ptrace belongs to the thread
 	defer runtime.UnlockOSThread()
 	if err := unix.PtraceSeize(t.tid); err != nil {
+		if !s.l.Valid(t.id) {
+			return // killed meanwhile, which EPERM says, too
+		}
 		if !errors.Is(err, unix.ESRCH) {
 			err = fault.With(fmt.Errorf("lead it to a directory of the target's: %w", err),
 				"without a debugger on it, and with sysctl kernel.yama.ptrace_scope 0 or 1 (or --files mount)")
@@ -161,7 +173,7 @@ func (s *Supervisor) enter(t *task, dir int) {
 		s.trouble(t, unix.EPERM, err)
 		return
 	}
-	l := lead{tid: t.tid}
+	l := lead{tid: t.tid, after: t.ip}
 	defer l.release()
 	fd, err := s.l.AddFD(t.id, dir)
 	if err != nil {
@@ -186,19 +198,26 @@ func (s *Supervisor) enter(t *task, dir int) {
 // lead is a thread that we trace.
 type lead struct {
 	tid     int
+	after   uint64 // address behind the instruction that made its call
 	stopped bool
+	call    bool // stopped where a system call begins or ends
+	// signal is what the thread had begun to take when it stopped, 0 for another stop. It is handed
+	// back when the thread goes on; where it is blocked by then, the kernel keeps it for later.
+	signal unix.Signal
 }
 
 func (l *lead) release() {
 	if !l.stopped {
 		_ = unix.PtraceInterrupt(l.tid)
-		_, _ = l.wait()
+		_ = l.wait()
 	}
-	_ = unix.PtraceDetach(l.tid)
+	unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(l.tid), 0, uintptr(l.signal), 0, 0)
 }
 
+const syscallStop = unix.SIGTRAP | 0x80
+
 // wait waits for the thread's next stop.
-func (l *lead) wait() (unix.WaitStatus, error) {
+func (l *lead) wait() error {
 	for {
 		var ws unix.WaitStatus
 		_, err := unix.Wait4(l.tid, &ws, unix.WALL, nil)
@@ -206,19 +225,23 @@ func (l *lead) wait() (unix.WaitStatus, error) {
 			continue
 		}
 		if err != nil {
-			return ws, err
+			return err
 		}
 		if !ws.Stopped() {
-			return ws, unix.ESRCH
+			return unix.ESRCH
 		}
-		l.stopped = true
-		return ws, nil
+		l.stopped, l.signal = true, ws.StopSignal()
+		l.call = l.signal == syscallStop
+		if event := ws >> 16; event != 0 || l.call { // event: our interruption, or a stopped group
+			l.signal = 0
+		}
+		return nil
 	}
 }
 
 // chdir leads the thread, stopped or about to stop, through fchdir(fd) and close(fd).
 func (l *lead) chdir(fd int) error {
-	if _, err := l.wait(); err != nil {
+	if err := l.wait(); err != nil {
 		return err
 	}
 	if err := unix.PtraceSetOptions(l.tid, unix.PTRACE_O_TRACESYSGOOD); err != nil {
@@ -228,6 +251,7 @@ func (l *lead) chdir(fd int) error {
 	if err != nil {
 		return err
 	}
+	regs.setAfter(l.after)
 	var mask, all uint64
 	all = ^uint64(0)
 	if err := ptraceMask(unix.PTRACE_GETSIGMASK, l.tid, &mask); err != nil {
@@ -241,15 +265,16 @@ func (l *lead) chdir(fd int) error {
 		err = errors.New("the call was made by no ordinary instruction")
 		return errors.Join(err, l.restore(regs, mask, unix.ENOSYS))
 	}
-	var errno unix.Errno
-	ret, err := l.call(regs, unix.SYS_FCHDIR, uintptr(fd))
-	if err != nil {
-		return err
+	errno := unix.EINTR
+	for errno == unix.EINTR || errno == restart {
+		// Once more where its group was stopped meanwhile: no signal interrupts a chdir for good.
+		ret, err := l.do(regs, unix.SYS_FCHDIR, uintptr(fd))
+		if err != nil {
+			return err
+		}
+		errno = unix.Errno(max(-ret, 0))
 	}
-	if ret < 0 {
-		errno = unix.Errno(-ret)
-	}
-	if _, err := l.call(regs, unix.SYS_CLOSE, uintptr(fd)); err != nil {
+	if _, err := l.do(regs, unix.SYS_CLOSE, uintptr(fd)); err != nil {
 		return err
 	}
 	return l.restore(regs, mask, errno)
@@ -262,27 +287,25 @@ func (l *lead) restore(regs registers, mask uint64, errno unix.Errno) error {
 	return errors.Join(r.set(l.tid), ptraceMask(unix.PTRACE_SETSIGMASK, l.tid, &mask))
 }
 
-// call makes the stopped thread execute one system call, and returns its result.
-func (l *lead) call(regs registers, nr uintptr, arg uintptr) (int64, error) {
+// do makes the stopped thread execute one system call, and returns its result.
+func (l *lead) do(regs registers, nr uintptr, arg uintptr) (int64, error) {
 	r := regs
 	r.setCall(nr, arg)
 	if err := r.set(l.tid); err != nil {
 		return 0, err
 	}
-	const syscallStop = unix.SIGTRAP | 0x80
 	for stops := 0; stops < 2; {
-		if err := unix.PtraceSyscall(l.tid, 0); err != nil {
+		// A SIGSTOP, which nobody can block, stops the thread's group; the thread is led on.
+		if err := unix.PtraceSyscall(l.tid, int(l.signal)); err != nil {
 			return 0, err
 		}
 		l.stopped = false
-		ws, err := l.wait()
-		if err != nil {
+		if err := l.wait(); err != nil {
 			return 0, err
 		}
-		if ws.StopSignal() == syscallStop {
+		if l.call {
 			stops++
 		}
-		// Any other stop, of a stopped group, is passed over.
 	}
 	after, err := getRegisters(l.tid)
 	return after.result(), err

@@ -57,10 +57,12 @@ func Start(l sys.Listener, h intercept.Handler, tree intercept.Tree) (*Superviso
 	s := &Supervisor{l: l, h: h, tree: tree}
 	if tree != nil {
 		if err := s.cwds.init(tree.Root()); err != nil {
+			unix.Close(int(l))
 			return nil, err
 		}
 	}
 	if err := unix.Pipe2(s.pause[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		unix.Close(int(l))
 		return nil, fmt.Errorf("start supervisor: %w", err)
 	}
 	// Recv has no timeout and does not return when the last task is gone: poll before it, which
@@ -122,7 +124,7 @@ func (s *Supervisor) run() {
 			continue
 		}
 		// A task escapes to the heap when a hold keeps it; the common call does not.
-		c.handle(s, &task{id: n.ID, tid: int(n.PID), nr: n.Data.NR, name: c.name, args: n.Data.Args})
+		c.handle(s, &task{id: n.ID, tid: int(n.PID), nr: n.Data.NR, name: c.name, ip: n.Data.IP, args: n.Data.Args})
 	}
 }
 
@@ -132,6 +134,7 @@ type task struct {
 	tid  int
 	nr   int32
 	name string
+	ip   uint64 // address behind the call's instruction
 	args [6]uint64
 }
 
@@ -157,10 +160,12 @@ func (s *Supervisor) finish(t *task, sock *intercept.Socket, o intercept.Outcome
 	s.end(context.Background(), t, o)
 }
 
+// restart is ERESTARTSYS of include/linux/errno.h, never seen by a program.
+const restart = unix.Errno(512)
+
 // end answers the call. An interrupted hold is answered with ERESTARTSYS: the kernel runs the
 // signal's handler and restarts the call or fails it with EINTR, as SA_RESTART says.
 func (s *Supervisor) end(ctx context.Context, t *task, o intercept.Outcome) {
-	const restart = unix.Errno(512) // ERESTARTSYS of include/linux/errno.h, never seen by a program
 	switch {
 	case o.Continue:
 		s.l.Continue(t.id)

@@ -170,10 +170,16 @@ func (s *Supervisor) otherUnclean(name string) bool {
 	if s.tree.Other(path.Clean(name)) {
 		return true
 	}
-	if i := strings.Index(name, "/.."); i > 0 {
-		return s.tree.Other(path.Clean(name[:i]))
+	for i := 0; ; i += len("/..") {
+		n := strings.Index(name[i:], "/..")
+		if n < 0 {
+			return false
+		}
+		i += n
+		if i > 0 && s.tree.Other(path.Clean(name[:i])) {
+			return true
+		}
 	}
-	return false
 }
 
 // both is find for two paths. The call is ours when one of them is the tree's; then both are named.

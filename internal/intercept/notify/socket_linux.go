@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -20,7 +21,16 @@ type pidfds struct {
 	byTID map[int]thread
 }
 
-type thread struct{ fd, group int }
+type thread struct {
+	fd    int
+	group process
+}
+
+// process is a thread group. Its number alone is given to another when it has ended.
+type process struct {
+	tgid  int
+	start uint64 // in clock ticks, see proc_pid_stat(5)
+}
 
 const maxPidfds = 256
 
@@ -84,18 +94,18 @@ func (p *pidfds) getfd(tid, fd int) (int, error) {
 
 // group returns the process of a thread that waits in a call; ok is false where that would have to
 // be looked up each time.
-func (p *pidfds) group(tid int) (tgid int, ok bool) {
+func (p *pidfds) group(tid int) (g process, ok bool) {
 	t, old, err := p.get(tid)
 	if old && unix.PidfdSendSignal(t.fd, 0, nil, 0) != nil {
 		p.drop(tid)
 		t, _, err = p.get(tid)
 	}
 	if err != nil {
-		return 0, false
+		return process{}, false
 	}
-	if t.group == 0 {
-		if t.group, err = threadGroup(tid); err != nil {
-			return 0, false
+	if t.group.tgid == 0 {
+		if t.group, err = processOf(tid); err != nil {
+			return process{}, false
 		}
 		p.byTID[tid] = t
 	}
@@ -116,6 +126,23 @@ func takeFD(tid, fd int) (int, error) {
 	}
 	defer unix.Close(pfd)
 	return unix.PidfdGetfd(pfd, fd, 0)
+}
+
+// processOf is threadGroup with what tells it from others that had or will have the same number.
+func processOf(tid int) (p process, err error) {
+	if p.tgid, err = threadGroup(tid); err != nil {
+		return p, err
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/stat", p.tgid))
+	if err != nil {
+		return process{}, unix.ESRCH
+	}
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	if len(f) < 20 {
+		return process{}, unix.ESRCH
+	}
+	p.start, err = strconv.ParseUint(string(f[19]), 10, 64)
+	return p, err
 }
 
 // threadGroup returns the process to which thread tid belongs.

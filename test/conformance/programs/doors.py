@@ -169,3 +169,59 @@ for i in range(300):
         wrong += 1
 signal.setitimer(signal.ITIMER_REAL, 0)
 print("under signals", wrong, len(signals) > 10, os.listdir("/proc/self/fd").__len__() < 15)
+
+# A path whose ".." follow what is the pod's only in the middle.
+for p in ["/../var/data/../../tmp", "/usr/../var/data/../../usr/bin/env", "/tmp/../usr/../var/none/../../usr/bin/env"]:
+    call("stat " + p, lambda: oct(os.stat(p).st_mode))
+
+# Another process with the number of one that has ended (only root may choose it).
+import struct, time
+
+
+def clone(pid):
+    pids = (ctypes.c_int * 1)(pid)
+    args = ctypes.create_string_buffer(struct.pack("11Q", 0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(pids), 1, 0))
+    return libc.syscall(435, args, 88)
+
+
+os.chdir(laptop)
+for to in (P, None):
+    pid = clone(31000)
+    if pid == 0:
+        if to:
+            os.chdir(to)
+        print("number", os.getcwd(), os.path.exists("big.bin"), os.path.exists("own"), flush=True)
+        os._exit(0)
+    if pid < 0:
+        print("number", "not for us")
+        break
+    os.waitpid(pid, 0)
+    time.sleep(0.03)  # a number comes again only after all the others
+
+# The process is stopped and goes on while it changes its directory.
+pid = os.fork()
+if pid == 0:
+    while True:
+        for to in (P, laptop):
+            try:
+                os.chdir(to)
+                wrong = os.getcwd() != to
+            except OSError as e:
+                wrong = e
+            if wrong:
+                print("stopped:", wrong, flush=True)
+lost = 0
+for i in range(60):
+    time.sleep(0.001)
+    os.kill(pid, signal.SIGSTOP)
+    for _ in range(1000):
+        if os.waitpid(pid, os.WUNTRACED | os.WNOHANG)[0]:
+            break
+        time.sleep(0.001)
+    else:
+        lost += 1
+        break
+    os.kill(pid, signal.SIGCONT)
+os.kill(pid, signal.SIGKILL)
+os.waitpid(pid, 0)
+print("lost stops", lost)
