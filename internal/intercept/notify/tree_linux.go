@@ -183,22 +183,6 @@ func magic(name string) bool {
 	return ok && rest[0] >= '0' && rest[0] <= '9'
 }
 
-// mayAct refuses a thread that has become somebody else: what we open of this machine's on its
-// behalf is opened with our rights.
-func mayAct(tid int) unix.Errno {
-	st, errno := status(tid, "Uid", "Gid")
-	if errno != 0 {
-		return errno
-	}
-	for i, own := range []int{os.Geteuid(), os.Getegid()} {
-		f := strings.Fields(st[i]) // real, effective, saved, file system
-		if len(f) != 4 || f[3] != strconv.Itoa(own) {
-			return unix.EACCES
-		}
-	}
-	return 0
-}
-
 // status returns lines of /proc/TID/status by their keys.
 func status(tid int, keys ...string) ([]string, unix.Errno) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
@@ -217,14 +201,16 @@ func status(tid int, keys ...string) ([]string, unix.Errno) {
 // EINTR, so only one that waits for a pod far away may be interrupted.
 const patience = time.Second
 
-// later runs f, which may wait for the tree, and finishes the call with what it returns. When a
+// later runs f, which may wait for the tree, with the caller's rights, and finishes the call with what it returns. When a
 // signal interrupts the call f runs on to its end and its result is dropped: the call comes again.
-func (s *Supervisor) later(t *task, f func() result) {
+func (s *Supervisor) later(t *task, f func() result) { s.laterAs(t, false, f) }
+
+func (s *Supervisor) laterAs(t *task, real bool, f func() result) {
 	s.holds.add(t, func(ctx context.Context) {
 		done, dropped := make(chan result), make(chan struct{})
 		began := time.Now()
 		go func() {
-			r := f()
+			r := asCaller(t.tid, real, f)
 			select {
 			case done <- r:
 			case <-dropped:
@@ -358,8 +344,14 @@ func (s *Supervisor) access(t *task, path, mode, flags int) {
 		return
 	}
 	want := uint32(t.args[mode])
-	s.at(t, name, flags&unix.AT_SYMLINK_NOFOLLOW == 0, func(p place) result {
-		_, _, e := unix.Syscall6(unix.SYS_FACCESSAT2, uintptr(p.fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(want), uintptr(unix.AT_EMPTY_PATH|flags&unix.AT_EACCESS), 0, 0)
+	tree, tid := s.tree, t.tid
+	s.laterAs(t, flags&unix.AT_EACCESS == 0, func() result {
+		p, errno := walk(tree, tid, name, flags&unix.AT_SYMLINK_NOFOLLOW == 0)
+		if errno != 0 {
+			return fails(errno)
+		}
+		defer p.close()
+		_, _, e := unix.Syscall6(unix.SYS_FACCESSAT2, uintptr(p.fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(want), unix.AT_EMPTY_PATH|unix.AT_EACCESS, 0, 0)
 		return fails(e)
 	})
 }

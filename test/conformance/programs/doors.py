@@ -260,3 +260,27 @@ for p in ["etc", "etc/", "made", "made/", "loop", "bin/env/", "bin/../none", "bi
     call("listdir " + p, lambda: len(os.listdir(P + "/" + p)))
     if os.path.lexists(made):
         os.unlink(made)
+
+# A process that was root acts with the rights that it has now, whoever looks for it.
+if os.getuid() == 0:
+    os.chmod(laptop, 0o777)
+    open(laptop + "/secret", "w").close()
+    sys.stdout.flush()
+    if os.fork() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        opened("dropped secret", P + "/secret", os.O_RDONLY)
+        opened("dropped", P + "/link", os.O_RDONLY)
+        call("dropped access", os.access, P + "/secret", os.R_OK)
+        opened("dropped laptop", P + "/bin/../.." + laptop + "/secret", os.O_RDONLY)
+        opened("dropped made", P + "/made", os.O_RDWR | os.O_CREAT)
+        call("dropped owner", lambda: os.stat(made).st_uid)
+        call("dropped chdir", os.chdir, P + "/many")
+        call("dropped self", lambda: os.readlink(P + "/self"))
+        call("dropped status", lambda: "\nUid:\t65534\t" in open(P + "/self").read())
+        os.unlink(made)
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+    opened("still root", P + "/secret", os.O_RDONLY)
