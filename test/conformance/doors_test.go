@@ -16,6 +16,10 @@ import (
 // namespace: errors, writes that are refused, links, directories, working directories under signals.
 func TestTheTwoDoorsAgree(t *testing.T) {
 	look := func(t *testing.T, b *bed.Bed, script string) {
+		links := "cd /var/data && ln -s /dev/stdout out && ln -s /proc/self/status self && ln -s /etc/made etc && ln -s /var/tmp/doors-made made && ln -s loop loop && ln -s /usr/bin bin && ln -s /proc/mounts mounts && echo secret > secret && chmod 600 secret"
+		if r := b.Native("/bin/sh", "-c", links); r.Code != 0 {
+			t.Fatalf("make links in the pod: %s", r.Stderr)
+		}
 		var said [2]string
 		for i, door := range []string{"mount", "trap"} {
 			// A directory that the program's user may write to; its name is in the output.

@@ -22,7 +22,8 @@ import (
 // What is known to differ from a mount namespace: links of this machine's that lead to a path of
 // the tree's are followed on this machine; an absolute path given along with a directory's
 // descriptor is this machine's; execve and the mount calls go to this machine; a thread that gave
-// itself a working directory of its own (unshare(CLONE_FS)) is taken to share its process's; a
+// itself a working directory of its own (unshare(CLONE_FS)) is taken to share its process's; stat of
+// what the kernel has cached does not ask whether a thread that was root may search the way there; a
 // signal whose handler lacks SA_RESTART makes a call fail with EINTR when it comes in the
 // microseconds before the receiver has taken the call (the kernel's wait is interruptible until then).
 

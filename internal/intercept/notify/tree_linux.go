@@ -23,7 +23,7 @@ import (
 type place struct {
 	fd   int // O_PATH
 	name string
-	here bool // this machine's: fd is of its own file system
+	here bool // this machine's: fd is of its own file system, and name may end in a magic link
 }
 
 func (p place) close() { unix.Close(p.fd) }
@@ -69,60 +69,118 @@ func quick(tree intercept.Tree, name string, follow bool) (int, unix.Errno) {
 	return fd, errno
 }
 
-// walk finds out where name leads for thread tid, which matters where a link or ".." of the tree's
-// leads to a path of this machine's.
+// walk finds out where name leads for thread tid. With ENOENT the place has a name all the same where
+// only the last part is missing, at the end of whatever links: open(2) may make it there.
 func walk(tree intercept.Tree, tid int, name string, follow bool) (place, unix.Errno) {
-	fd, errno := look(tree, name, follow, unix.RESOLVE_NO_SYMLINKS)
-	real := path.Clean(name)
-	if errno == unix.ELOOP {
-		if fd, errno = look(tree, name, follow, 0); errno == 0 {
-			var err error
-			if real, err = os.Readlink("/proc/self/fd/" + strconv.Itoa(fd)); err != nil {
-				unix.Close(fd)
-				return place{}, unix.EIO
+	if real := path.Clean(name); tree.Other(real) {
+		fd, errno := look(tree, name, follow, unix.RESOLVE_NO_SYMLINKS)
+		if errno != unix.ELOOP {
+			return place{fd: fd, name: real}, errno
+		}
+	}
+	return trace(tree, tid, name, follow)
+}
+
+// maxLinks is how many links the kernel follows on the way to a file.
+const maxLinks = 40
+
+// trace is walk for a name with links on its way, or with ".." that lead out of the tree. It goes part
+// by part and looks each up where it is, in the tree or on this machine: in a walk of the kernel's
+// through the tree this machine's files would be as the tree shows them, a second old, and
+// /proc/self would be us.
+func trace(tree intercept.Tree, tid int, name string, follow bool) (place, unix.Errno) {
+	links, checked := 0, false
+	for dir, rest := "/", name; ; {
+		part, after, slash := strings.Cut(strings.TrimLeft(rest, "/"), "/")
+		last := strings.Trim(after, "/") == ""
+		p := path.Join(dir, part) // a directory's, where part is nothing or dots
+		if !last && (part == "." || part == "..") {
+			dir, rest = p, after
+			continue
+		}
+		at := place{name: p, here: !tree.Other(p)}
+		var errno unix.Errno
+		if !at.here {
+			at.fd, errno = look(tree, p, false, unix.RESOLVE_NO_SYMLINKS)
+		} else {
+			if !checked {
+				if errno := mayAct(tid); errno != 0 {
+					return place{}, errno
+				}
+				checked = true
 			}
+			if (p == "/proc/self" || p == "/proc/thread-self") && (follow || slash) {
+				tgid, err := threadGroup(tid)
+				if err != nil {
+					return place{}, unix.ESRCH
+				}
+				at.name = "/proc/" + strconv.Itoa(tgid)
+				if p == "/proc/thread-self" {
+					at.name += "/task/" + strconv.Itoa(tid)
+				}
+			}
+			at.fd, errno = open(unix.AT_FDCWD, at.name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC})
+		}
+		if errno == unix.ENOENT && last && !slash {
+			return place{fd: -1, name: at.name, here: at.here}, errno
+		}
+		if errno != 0 {
+			return place{}, errno
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(at.fd, &st); err != nil {
+			at.close()
+			return place{}, err.(unix.Errno)
+		}
+		switch kind := st.Mode & unix.S_IFMT; {
+		case kind == unix.S_IFLNK && (follow || slash):
+			if links++; links > maxLinks {
+				at.close()
+				return place{}, unix.ELOOP
+			}
+			if at.here && magic(at.name) {
+				at.close()
+				if slash {
+					at.name += "/" + after
+				}
+				how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC}
+				if !follow && !last {
+					how.Flags |= unix.O_NOFOLLOW
+				}
+				at.fd, errno = open(unix.AT_FDCWD, at.name, &how)
+				return at, errno
+			}
+			b := make([]byte, maxPath)
+			n, err := unix.Readlinkat(at.fd, "", b)
+			at.close()
+			if err != nil {
+				return place{}, err.(unix.Errno)
+			}
+			if rest = string(b[:n]); rest == "" {
+				return place{}, unix.ENOENT
+			}
+			if rest[0] == '/' {
+				dir = "/"
+			}
+			if slash {
+				rest += "/" + after
+			}
+		case slash && kind != unix.S_IFDIR:
+			at.close()
+			return place{}, unix.ENOTDIR
+		case last:
+			return at, 0
+		default:
+			at.close()
+			dir, rest = at.name, after
 		}
 	}
-	if errno != 0 {
-		return place{}, errno
-	}
-	if tree.Other(real) {
-		return place{fd: fd, name: real}, 0
-	}
-	unix.Close(fd)
-	return here(tid, real)
 }
 
-// here finds a path of this machine's for a thread, for which it must be one of our own user: what
-// we open on its behalf is opened with our rights.
-func here(tid int, name string) (place, unix.Errno) {
-	if errno := sameUser(tid); errno != 0 {
-		return place{}, errno
-	}
-	// What the tree shows of /proc is us; the program means itself.
-	if rest, ok := strings.CutPrefix(name, "/proc/"+strconv.Itoa(os.Getpid())); ok && (rest == "" || rest[0] == '/') {
-		name = fmt.Sprintf("/proc/%d%s", tid, rest)
-	}
-	fd, err := unix.Open(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return place{}, err.(unix.Errno)
-	}
-	return place{fd: fd, name: name, here: true}, 0
-}
-
-// sameUser refuses a thread that has become somebody else.
-func sameUser(tid int) unix.Errno {
-	st, errno := status(tid, "Uid", "Gid")
-	if errno != 0 {
-		return errno
-	}
-	for i, own := range []int{os.Geteuid(), os.Getegid()} {
-		f := strings.Fields(st[i]) // real, effective, saved, file system
-		if len(f) != 4 || f[3] != strconv.Itoa(own) {
-			return unix.EACCES
-		}
-	}
-	return 0
+// magic says whether the link name leads where its text does not: those of processes.
+func magic(name string) bool {
+	rest, ok := strings.CutPrefix(name, "/proc/")
+	return ok && rest[0] >= '0' && rest[0] <= '9'
 }
 
 // status returns lines of /proc/TID/status by their keys.
@@ -143,14 +201,16 @@ func status(tid int, keys ...string) ([]string, unix.Errno) {
 // EINTR, so only one that waits for a pod far away may be interrupted.
 const patience = time.Second
 
-// later runs f, which may wait for the tree, and finishes the call with what it returns. When a
+// later runs f, which may wait for the tree, with the caller's rights, and finishes the call with what it returns. When a
 // signal interrupts the call f runs on to its end and its result is dropped: the call comes again.
-func (s *Supervisor) later(t *task, f func() result) {
+func (s *Supervisor) later(t *task, f func() result) { s.laterAs(t, false, f) }
+
+func (s *Supervisor) laterAs(t *task, real bool, f func() result) {
 	s.holds.add(t, func(ctx context.Context) {
 		done, dropped := make(chan result), make(chan struct{})
 		began := time.Now()
 		go func() {
-			r := f()
+			r := asCaller(t.tid, real, f)
 			select {
 			case done <- r:
 			case <-dropped:
@@ -191,7 +251,7 @@ func (s *Supervisor) at(t *task, name string, follow bool, f func(place) result)
 }
 
 // in runs f on the directory that name is in, and its last part, for calls that make or remove names.
-func (s *Supervisor) in(t *task, name string, f func(dir int, base string) unix.Errno) {
+func (s *Supervisor) in(t *task, name string, f func(dir place, base string) unix.Errno) {
 	tree, tid := s.tree, t.tid
 	s.later(t, func() result {
 		p, base, errno := parent(tree, tid, name)
@@ -199,7 +259,7 @@ func (s *Supervisor) in(t *task, name string, f func(dir int, base string) unix.
 			return fails(errno)
 		}
 		defer p.close()
-		return fails(f(p.fd, base))
+		return fails(f(p, base))
 	})
 }
 
@@ -284,8 +344,14 @@ func (s *Supervisor) access(t *task, path, mode, flags int) {
 		return
 	}
 	want := uint32(t.args[mode])
-	s.at(t, name, flags&unix.AT_SYMLINK_NOFOLLOW == 0, func(p place) result {
-		_, _, e := unix.Syscall6(unix.SYS_FACCESSAT2, uintptr(p.fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(want), uintptr(unix.AT_EMPTY_PATH|flags&unix.AT_EACCESS), 0, 0)
+	tree, tid := s.tree, t.tid
+	s.laterAs(t, flags&unix.AT_EACCESS == 0, func() result {
+		p, errno := walk(tree, tid, name, flags&unix.AT_SYMLINK_NOFOLLOW == 0)
+		if errno != 0 {
+			return fails(errno)
+		}
+		defer p.close()
+		_, _, e := unix.Syscall6(unix.SYS_FACCESSAT2, uintptr(p.fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(want), unix.AT_EMPTY_PATH|unix.AT_EACCESS, 0, 0)
 		return fails(e)
 	})
 }
@@ -421,65 +487,84 @@ func openAt(tree intercept.Tree, tid int, name string, how unix.OpenHow) (int, u
 		}
 	}
 	// A link is on the way, or "..": where does it lead?
-	follow := how.Flags&unix.O_NOFOLLOW == 0 && how.Flags&(unix.O_CREAT|unix.O_EXCL) != unix.O_CREAT|unix.O_EXCL
-	p, errno := walk(tree, tid, name, follow)
-	if errno == unix.ENOENT && how.Flags&unix.O_CREAT != 0 {
-		dir, base, derrno := parent(tree, tid, name)
-		if derrno != 0 {
-			return -1, derrno
+	if how.Flags&unix.O_CREAT != 0 && strings.HasSuffix(name, "/") { // whatever is there
+		dir, _, errno := parent(tree, tid, name)
+		if errno == 0 {
+			dir.close()
+			errno = unix.EISDIR
 		}
-		defer dir.close()
-		if dir.here {
-			return give(openHere(tid, dir, base, ours))
-		}
-		return give(open(dir.fd, base, &unix.OpenHow{Flags: ours.Flags, Mode: ours.Mode}))
-	}
-	if errno != 0 {
 		return -1, errno
 	}
-	defer p.close()
+	follow := how.Flags&unix.O_NOFOLLOW == 0 && how.Flags&(unix.O_CREAT|unix.O_EXCL) != unix.O_CREAT|unix.O_EXCL
+	p, errno := walk(tree, tid, name, follow)
+	switch {
+	case errno == 0:
+		defer p.close()
+	case errno == unix.ENOENT && p.name != "" && how.Flags&unix.O_CREAT != 0:
+	default:
+		return -1, errno
+	}
 	if !p.here {
 		return give(open(tree.Root(), p.name, &plain))
 	}
-	dir, errno := here(tid, path.Dir(p.name))
+	dir, errno := open(unix.AT_FDCWD, path.Dir(p.name), &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC})
 	if errno != 0 {
 		return -1, errno
 	}
-	defer dir.close()
-	return give(openHere(tid, dir, path.Base(p.name), ours))
+	defer unix.Close(dir)
+	ours.Resolve = 0
+	if ours.Mode, errno = masked(tid, ours.Mode); errno != 0 {
+		return -1, errno
+	}
+	return give(open(dir, path.Base(p.name), &ours))
 }
 
-// openHere opens a file of this machine's to which a path of the tree's has led.
-func openHere(tid int, dir place, base string, how unix.OpenHow) (int, unix.Errno) {
-	how.Resolve = 0
-	if how.Mode != 0 {
-		st, errno := status(tid, "Umask")
-		if errno != 0 {
-			return -1, errno
-		}
-		mask, _ := strconv.ParseUint(st[0], 8, 32)
-		how.Mode &^= mask
+// masked is mode as thread tid makes files with it on this machine.
+func masked(tid int, mode uint64) (uint64, unix.Errno) {
+	if mode == 0 {
+		return 0, 0
 	}
-	return open(dir.fd, base, &how)
+	st, errno := status(tid, "Umask")
+	if errno != 0 {
+		return 0, errno
+	}
+	mask, _ := strconv.ParseUint(st[0], 8, 32)
+	return mode &^ mask, 0
 }
 
 func (s *Supervisor) mkdir(t *task, path, mode int) {
 	if name, ok := s.find(t, path); ok {
-		m := uint32(t.args[mode])
-		s.in(t, name, func(dir int, base string) unix.Errno { return errnoOf(unix.Mkdirat(dir, base, m)) })
+		m, tid := t.args[mode], t.tid
+		s.in(t, name, func(dir place, base string) unix.Errno {
+			if dir.here {
+				var errno unix.Errno
+				if m, errno = masked(tid, m); errno != 0 {
+					return errno
+				}
+			}
+			return errnoOf(unix.Mkdirat(dir.fd, base, uint32(m)))
+		})
 	}
 }
 
 func (s *Supervisor) mknod(t *task, path, mode, dev int) {
 	if name, ok := s.find(t, path); ok {
-		m, d := uint32(t.args[mode]), int(t.args[dev])
-		s.in(t, name, func(dir int, base string) unix.Errno { return errnoOf(unix.Mknodat(dir, base, m, d)) })
+		m, d, tid := t.args[mode], int(t.args[dev]), t.tid
+		s.in(t, name, func(dir place, base string) unix.Errno {
+			if dir.here {
+				var errno unix.Errno
+				if m, errno = masked(tid, m); errno != 0 {
+					return errno
+				}
+			}
+			return errnoOf(unix.Mknodat(dir.fd, base, uint32(m), d))
+		})
 	}
 }
 
 func (s *Supervisor) unlink(t *task, path, flags int) {
 	if name, ok := s.find(t, path); ok {
-		s.in(t, name, func(dir int, base string) unix.Errno { return errnoOf(unix.Unlinkat(dir, base, flags)) })
+		s.in(t, name, func(dir place, base string) unix.Errno { return errnoOf(unix.Unlinkat(dir.fd, base, flags)) })
 	}
 }
 
@@ -494,7 +579,7 @@ func (s *Supervisor) symlink(t *task, target, path int) {
 		return
 	}
 	to := string(p)
-	s.in(t, name, func(dir int, base string) unix.Errno { return errnoOf(unix.Symlinkat(to, dir, base)) })
+	s.in(t, name, func(dir place, base string) unix.Errno { return errnoOf(unix.Symlinkat(to, dir.fd, base)) })
 }
 
 func (s *Supervisor) rename(t *task, from, to int, flags uint) {

@@ -225,3 +225,62 @@ for i in range(60):
 os.kill(pid, signal.SIGKILL)
 os.waitpid(pid, 0)
 print("lost stops", lost)
+
+# Links of the pod's to what is this machine's: our own /proc/self, our own umask, and nothing is made
+# on this machine in a place that is the pod's.
+os.umask(0o077)
+with open(laptop + "/stdout", "w") as f:
+    old = os.dup(1)
+    os.dup2(f.fileno(), 1)
+    try:
+        fd = os.open(P + "/out", os.O_WRONLY)
+        os.write(fd, b"to the program's own\n")
+        os.close(fd)
+    finally:
+        os.dup2(old, 1)
+print(open(laptop + "/stdout").read())
+r, w = os.pipe()
+os.dup2(w, 1)
+try:
+    fd = os.open(P + "/out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.write(fd, b"by a pipe")
+finally:
+    os.dup2(old, 1)
+print(os.read(r, 100), [l for l in open(P + "/self") if l.startswith("Pid")] == ["Pid:\t%d\n" % os.getpid()])
+print("mounts", open(P + "/mounts").read() == open("/proc/self/mounts").read())
+made = "/var/tmp/doors-made"
+for p in ["etc", "etc/", "made", "made/", "loop", "bin/env/", "bin/../none", "bin/env/x", "none/x", "bin"]:
+    for what, flags in [("creat", os.O_WRONLY | os.O_CREAT), ("excl", os.O_WRONLY | os.O_CREAT | os.O_EXCL), ("nofollow", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW), ("read", os.O_RDONLY)]:
+        if p != "bin/../none":  # root would make it
+            opened(what + " " + p, P + "/" + p, flags, 0o666)
+    call("stat " + p, lambda: oct(os.stat(P + "/" + p).st_mode))
+    call("lstat " + p, lambda: oct(os.lstat(P + "/" + p).st_mode))
+    if p != "bin/../none":
+        call("mkdir " + p, os.mkdir, P + "/" + p)
+    call("listdir " + p, lambda: len(os.listdir(P + "/" + p)))
+    if os.path.lexists(made):
+        os.unlink(made)
+
+# A process that was root acts with the rights that it has now, whoever looks for it.
+if os.getuid() == 0:
+    os.chmod(laptop, 0o777)
+    open(laptop + "/secret", "w").close()
+    sys.stdout.flush()
+    if os.fork() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        opened("dropped secret", P + "/secret", os.O_RDONLY)
+        opened("dropped", P + "/link", os.O_RDONLY)
+        call("dropped access", os.access, P + "/secret", os.R_OK)
+        opened("dropped laptop", P + "/bin/../.." + laptop + "/secret", os.O_RDONLY)
+        opened("dropped made", P + "/made", os.O_RDWR | os.O_CREAT)
+        call("dropped owner", lambda: os.stat(made).st_uid)
+        call("dropped chdir", os.chdir, P + "/many")
+        call("dropped self", lambda: os.readlink(P + "/self"))
+        call("dropped status", lambda: "\nUid:\t65534\t" in open(P + "/self").read())
+        os.unlink(made)
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+    opened("still root", P + "/secret", os.O_RDONLY)
