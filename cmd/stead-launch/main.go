@@ -1,6 +1,6 @@
 //go:build linux
 
-// stead-launch is the guard and the launcher of a session (package launch) without the rest of the
+// stead-launch is the guard of a session (package launch), which starts the program, without the rest of the
 // CLI: it starts in a third of the time. The CLI carries it.
 package main
 

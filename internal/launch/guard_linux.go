@@ -1,11 +1,9 @@
 package launch
 
 import (
-	"encoding/binary"
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,62 +13,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// guardConfig is what the session tells the guard.
-type guardConfig struct {
-	Cloneflags uintptr
-	UID, GID   int  // mapped to themselves when Cloneflags has CLONE_NEWUSER
-	Ambient    bool // the launcher keeps CAP_SYS_ADMIN (and the rest of the user namespace's) over its exec
-}
-
-// The guard writes reports, the session reads them: kind and value, two int32.
-const (
-	reportStarted = 1 // value: the launcher's pid
-	reportFailed  = 2 // value: errno of starting the launcher
-	reportState   = 3 // value: wait status of the program
-	reportSize    = 8
-)
-
-// guardMain is the guard: descriptors are its socket to the session, the launcher's socket and the
-// two configurations.
+// guardMain is the guard: descriptors are its socket to the session and the program's configuration.
 func guardMain(args []string) int {
 	session := os.Getppid()
-	runtime.LockOSThread() // PDEATHSIG of the launcher is bound to this thread
-	fds, err := descriptors(args, 4)
+	fds, err := descriptors(args, 2)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "stead:", err)
 		return 125
 	}
-	ctl, launcherCtl, launcherConfig := fds[0], fds[1], fds[2]
-	var cfg guardConfig
-	if err := getConfig(fds[3], &cfg); err != nil {
-		fmt.Fprintln(os.Stderr, "stead:", err)
-		return 125
-	}
+	ctl := fds[0]
 	// A signal to the process group is meant for the program. Caught, not ignored: ignoring would
-	// be inherited.
+	// be inherited, and so is what we were started to ignore (nohup).
 	swallow := make(chan os.Signal, 1)
-	signal.Notify(swallow, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1,
-		syscall.SIGUSR2, syscall.SIGPIPE, syscall.SIGALRM, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU)
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1,
+		syscall.SIGUSR2, syscall.SIGPIPE, syscall.SIGALRM, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU} {
+		if !signal.Ignored(sig) {
+			signal.Notify(swallow, sig)
+		}
+	}
 	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
-	attr := &syscall.SysProcAttr{Cloneflags: cfg.Cloneflags, Pdeathsig: syscall.SIGKILL}
-	if cfg.Cloneflags&syscall.CLONE_NEWUSER != 0 {
-		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: cfg.UID, HostID: cfg.UID, Size: 1}}
-		attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: cfg.GID, HostID: cfg.GID, Size: 1}}
-	}
-	if cfg.Ambient {
-		attr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
-	}
-	pid, err := spawn(wordLaunch, attr, launcherCtl, launcherConfig)
-	unix.Close(launcherCtl)
-	unix.Close(launcherConfig)
-	if err != nil {
-		errno, _ := err.(syscall.Errno)
-		report(ctl, reportFailed, int32(errno))
+	started := make(chan int)
+	go launch(ctl, fds[1], started)
+	pid := <-started
+	if pid == 0 {
 		return 125
 	}
-	report(ctl, reportStarted, int32(pid))
-
 	// The only way that the session's end of the socket closes is its end.
 	gone := make(chan struct{})
 	go func() {
@@ -95,7 +63,7 @@ func guardMain(args []string) int {
 			}
 			if got == pid {
 				jobControl(session, pid, ws)
-				report(ctl, reportState, int32(ws))
+				say(ctl, sayState, int32(ws), "")
 			}
 		}
 	}()
@@ -124,13 +92,6 @@ func jobControl(session, pid int, ws unix.WaitStatus) {
 			}
 		}
 	}
-}
-
-func report(fd int, kind, value int32) {
-	var b [reportSize]byte
-	binary.NativeEndian.PutUint32(b[:], uint32(kind))
-	binary.NativeEndian.PutUint32(b[4:], uint32(value))
-	unix.Write(fd, b[:])
 }
 
 // killTree kills every process below this one but those in spare (and what is below them), again

@@ -1,11 +1,15 @@
 // Package launch starts the program under the filter, as a tree of processes that cannot outlive
 // the session, and tells what becomes of it.
 //
-// Three processes, all this executable:
+// Three processes:
 //
-//	session          the `stead exec` that the user started; subreaper
-//	  guard          subreaper and parent of the program; reports its states
-//	    launcher     enters the namespaces, installs the filter, becomes the program by exec
+//	session        the `stead exec` that the user started; subreaper
+//	  guard        subreaper and parent of the program; reports its states
+//	    program
+//
+// One thread of the guard, the launcher, enters the namespaces and installs the filter, both of which
+// are a thread's own, and starts the program, which has them from it. From then on that thread only
+// waits: its path calls would be answered by the session, or not at all when that is gone.
 //
 // Who dies, and what follows: when the session dies, even by SIGKILL, the guard reads the end of
 // its socket, kills every process below it and ends. When the guard dies, the program's main
@@ -32,7 +36,6 @@ import (
 // Hidden words: the first argument that makes this executable one of our helpers.
 const (
 	wordGuard   = "__guard"
-	wordLaunch  = "__launch"
 	wordMounter = "__mounter"
 )
 
@@ -42,7 +45,7 @@ func Main(args []string) (code int, handled bool) {
 	if len(args) == 0 {
 		return 0, false
 	}
-	if args[0] == wordGuard || args[0] == wordLaunch || args[0] == wordMounter {
+	if args[0] == wordGuard || args[0] == wordMounter {
 		if len(args) < 2 || args[1] != protocol {
 			fmt.Fprintln(os.Stderr, "error: stead was built with another version's helper\nhint: make build")
 			return 125, true
@@ -52,8 +55,6 @@ func Main(args []string) (code int, handled bool) {
 	switch args[0] {
 	case wordGuard:
 		return guardMain(args[1:]), true
-	case wordLaunch:
-		return launcherMain(args[1:]), true
 	case wordMounter:
 		return mounterMain(args[1:]), true
 	}

@@ -3,8 +3,6 @@ package launch
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"os"
 	"runtime"
 	"syscall"
 	"unsafe"
@@ -16,93 +14,127 @@ import (
 	"github.com/stead-dev/stead/internal/sys"
 )
 
-// launcherConfig is what the session tells the launcher.
-type launcherConfig struct {
-	Path     string // the program, absolute
-	Argv     []string
-	Env      []string
-	Session  int            // pid of the session, which reads our memory
-	Filter   notify.Options // what the filter traps
-	Mount    *mountns.Plan  // nil: no mount namespace
-	UTS      bool           // the launcher has a UTS namespace: give it Hostname and Domain
-	Hostname string
-	Domain   string
+// config is what the session tells the guard's launcher.
+type config struct {
+	Path       string // the program, absolute
+	Argv       []string
+	Env        []string
+	Namespaces Namespaces
+	Filter     notify.Options // what the filter traps
+	Mount      *mountns.Plan  // nil: no mount namespace
+	Hostname   string         // where there is a UTS namespace
+	Domain     string
 }
 
-// Messages of the launcher to the session: kind and value as two int32, then text. Only write(2)
-// is used: sendmsg is trapped as soon as the filter is in.
-const enterMount = "enter mount namespace"
-
+// Messages of the guard to the session: kind and value as two int32, then text. Only write(2) is
+// used: sendmsg is trapped as soon as the filter is in. Those marked with ? are answered by one byte.
 const (
-	sayMount    = 1 // value: our descriptor of /dev/fuse, mounted and waiting to be served
-	sayListener = 2 // value: our descriptor of the filter's listener
+	sayMount    = 1 // ? value: our descriptor of /dev/fuse, mounted and waiting to be served
+	sayListener = 2 // ? value: our descriptor of the filter's listener
 	sayFailed   = 3 // value: errno; text: what failed
 	sayExec     = 4 // value: errno of the exec
+	sayStarted  = 5 // ? value: the program's pid; it is not reaped before the answer
+	sayState    = 6 // value: wait status of the program
 )
 
-// launcherMain is the launcher: descriptors are its socket to the session and its configuration.
-func launcherMain(args []string) int {
+// enterMount and makeNamespaces begin the text of failures after which another door may be taken.
+const (
+	enterMount     = "enter mount namespace"
+	makeNamespaces = "make namespaces"
+)
+
+// launch makes its thread what the program is to come from, starts the program, and tells started its
+// pid, 0 when there is none; the session has heard why. The thread is the program's parent as far as
+// PDEATHSIG goes, so it stays until the guard ends.
+func launch(ctl, from int, started chan<- int) {
 	runtime.LockOSThread()
-	fds, err := descriptors(args, 2)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "stead:", err)
-		return 125
-	}
-	ctl := fds[0]
+	started <- start(ctl, from)
+	select {}
+}
+
+func start(ctl, from int) (pid int) {
 	if err := hear(ctl); err != nil { // the configuration comes later than we
-		return 125
+		return 0
 	}
-	var cfg launcherConfig
-	if err := getConfig(fds[1], &cfg); err != nil {
-		return failed(ctl, "read configuration", err)
+	failed := func(what string, err error) int {
+		var errno unix.Errno
+		errors.As(err, &errno)
+		say(ctl, sayFailed, int32(errno), what+": "+err.Error())
+		return 0
 	}
-	if cfg.UTS {
+	var cfg config
+	if err := getConfig(from, &cfg); err != nil {
+		return failed("read configuration", err)
+	}
+	flags := 0
+	if cfg.Namespaces.UTS {
+		flags |= unix.CLONE_NEWUTS
+	}
+	if cfg.Namespaces.Mount {
+		flags |= unix.CLONE_NEWNS
+	}
+	if flags != 0 {
+		if err := unix.Unshare(flags); err != nil {
+			return failed(makeNamespaces, err)
+		}
+	}
+	if cfg.Namespaces.UTS {
 		if err := unix.Sethostname([]byte(cfg.Hostname)); err != nil {
-			return failed(ctl, "set host name", err)
+			return failed("set host name", err)
 		}
 		if err := unix.Setdomainname([]byte(cfg.Domain)); err != nil {
-			return failed(ctl, "set domain name", err)
+			return failed("set domain name", err)
 		}
 	}
+	// Where the program looks for its own descriptors is not where a thread with another root finds
+	// them: what is inherited is found first.
+	files, _ := table()
 	if cfg.Mount != nil {
 		if err := mountns.Enter(cfg.Mount, func(fuse int) error { return ask(ctl, sayMount, fuse) }); err != nil {
-			return failed(ctl, enterMount, err)
+			return failed(enterMount, err)
 		}
 	}
-	// Yama's ptrace_scope=1 lets only ancestors read us: name the session. EINVAL: no Yama.
-	unix.Prctl(unix.PR_SET_PTRACER, uintptr(cfg.Session), 0, 0, 0)
 	if !Admin() {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-			return failed(ctl, "set no_new_privs", err)
+			return failed("set no_new_privs", err)
 		}
-	}
-	path, argv, envv, shell, err := execArgs(&cfg)
-	if err != nil {
-		return failed(ctl, "prepare exec", err)
 	}
 	unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	l, err := sys.InstallFilter(notify.Filter(cfg.Filter))
 	if err != nil {
-		return failed(ctl, "install seccomp filter", err)
+		return failed("install seccomp filter", err)
 	}
-	// From here on nothing but raw calls that the filter lets pass.
+	// From here on no call on this thread that the filter traps, but for the exec.
 	unix.CloseOnExec(int(l))
 	if err := ask(ctl, sayListener, int(l)); err != nil {
-		return 125
+		return 0
 	}
-	unix.RawSyscall(unix.SYS_CLOSE, uintptr(l), 0, 0)
-	_, _, e := unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(path)), uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&envv[0])))
-	if e == unix.ENOEXEC {
+	unix.Close(int(l))
+	attr := &syscall.ProcAttr{Env: cfg.Env, Files: files, Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}}
+	// ForkExec gives the program the limit of open files that we were started with, not the one that
+	// Go's runtime has set.
+	pid, err = syscall.ForkExec(cfg.Path, cfg.Argv, attr)
+	if err == syscall.ENOEXEC {
 		// A script without an interpreter line: execvp(3) gives it to the shell.
-		unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(shell[0])), uintptr(unsafe.Pointer(&shell[0])), uintptr(unsafe.Pointer(&envv[0])))
+		argv := append([]string{"/bin/sh", cfg.Path}, cfg.Argv[min(1, len(cfg.Argv)):]...)
+		if again, serr := syscall.ForkExec(argv[0], argv, attr); serr == nil {
+			pid, err = again, nil
+		}
 	}
-	say(ctl, sayExec, int32(e), "")
-	runtime.KeepAlive(path)
-	return 126
+	if err != nil {
+		var errno unix.Errno
+		errors.As(err, &errno)
+		say(ctl, sayExec, int32(errno), "")
+		return 0
+	}
+	if err := ask(ctl, sayStarted, pid); err != nil {
+		return pid // the session is gone: the guard ends all
+	}
+	return pid
 }
 
-// Admin says whether CAP_SYS_ADMIN is held, in the user namespace that we are in: then a filter may be installed without no_new_privs, so that setuid programs work
-// below it as they do without us.
+// Admin says whether CAP_SYS_ADMIN is held, in the user namespace that we are in: then a filter may be
+// installed without no_new_privs, so that setuid programs work below it as they do without us.
 func Admin() bool {
 	var hdr = unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -110,20 +142,6 @@ func Admin() bool {
 		return false
 	}
 	return data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
-}
-
-func execArgs(cfg *launcherConfig) (path *byte, argv, envv, shell []*byte, err error) {
-	if path, err = unix.BytePtrFromString(cfg.Path); err != nil {
-		return
-	}
-	if argv, err = syscall.SlicePtrFromStrings(cfg.Argv); err != nil {
-		return
-	}
-	if envv, err = syscall.SlicePtrFromStrings(cfg.Env); err != nil {
-		return
-	}
-	shell, err = syscall.SlicePtrFromStrings(append([]string{"/bin/sh", cfg.Path}, cfg.Argv[min(1, len(cfg.Argv)):]...))
-	return
 }
 
 // say writes one message with one write.
@@ -139,9 +157,9 @@ func say(ctl int, kind, value int32, text string) error {
 	return nil
 }
 
-// ask tells the session of a descriptor and waits for its byte.
-func ask(ctl int, kind int32, fd int) error {
-	if err := say(ctl, kind, int32(fd), ""); err != nil {
+// ask tells the session something and waits for its byte.
+func ask(ctl int, kind int32, value int) error {
+	if err := say(ctl, kind, int32(value), ""); err != nil {
 		return err
 	}
 	return hear(ctl)
@@ -160,11 +178,4 @@ func hear(ctl int) error {
 		}
 		return nil
 	}
-}
-
-func failed(ctl int, what string, err error) int {
-	var errno unix.Errno
-	errors.As(err, &errno)
-	say(ctl, sayFailed, int32(errno), what+": "+err.Error())
-	return 125
 }

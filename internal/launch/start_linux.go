@@ -42,14 +42,14 @@ type Spec struct {
 
 // Process is a running program.
 type Process struct {
-	PID      int
-	ns       Namespaces
-	guard    int
-	others   []int    // our children that are not the program's
-	ctl      *os.File // to the guard
-	launcher *os.File // until the program runs
-	config   *os.File // the launcher's
-	pidfd    int
+	PID    int
+	ns     Namespaces
+	guard  int
+	others []int    // our children that are not the program's
+	ctl    *os.File // to the guard
+	config *os.File // the guard's, until the program runs
+	pidfd  int
+	noUser error // why there is no user namespace for the guard, and so no guard
 
 	mu     sync.Mutex
 	exited bool // under mu: pidfd is not signalled any more
@@ -82,75 +82,62 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 	return p, nil
 }
 
-// Begin starts guard and launcher, which takes some milliseconds, without waiting for them: the
-// caller finds out meanwhile what they are to do. Kill ends them.
+// Begin starts the guard, which takes some milliseconds, without waiting for it: the caller finds out
+// meanwhile what it is to do. Kill ends it.
 func Begin(ns Namespaces) (*Process, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("become subreaper: %w", err)
 	}
 	p := &Process{ns: ns, pidfd: -1, done: make(chan struct{})}
-	guardOurs, guardTheirs, err := socketpair("guard")
+	ours, theirs, err := socketpair("guard")
 	if err != nil {
 		return nil, err
 	}
-	defer guardTheirs.Close()
-	p.ctl = guardOurs
-	launcherOurs, launcherTheirs, err := socketpair("launcher")
-	if err != nil {
-		guardOurs.Close()
-		return nil, err
-	}
-	defer launcherTheirs.Close()
-	p.launcher = launcherOurs
+	defer theirs.Close()
+	p.ctl = ours
 	p.config, err = newConfig()
 	if err == nil {
-		err = p.spawnGuard(guardTheirs, launcherTheirs)
+		err = p.spawnGuard(theirs)
 	}
 	if err != nil {
-		p.closeLaunch()
-		guardOurs.Close()
+		p.closeConfig()
+		ours.Close()
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *Process) spawnGuard(theirs, launcher *os.File) error {
-	gc := guardConfig{UID: os.Getuid(), GID: os.Getgid()}
-	if p.ns.Mount {
-		gc.Cloneflags |= syscall.CLONE_NEWNS
-	}
-	if p.ns.UTS {
-		gc.Cloneflags |= syscall.CLONE_NEWUTS
-	}
+func (p *Process) spawnGuard(theirs *os.File) error {
+	var attr *syscall.SysProcAttr
 	if p.ns.User {
-		gc.Cloneflags |= syscall.CLONE_NEWUSER
-		gc.Ambient = true
-	}
-	cfg, err := newConfig()
-	if err != nil {
-		return err
-	}
-	defer cfg.Close()
-	if err := json.NewEncoder(cfg).Encode(gc); err != nil {
-		return err
+		// Threads cannot leave their user namespace: the guard has it as a whole.
+		uid, gid := os.Getuid(), os.Getgid()
+		attr = &syscall.SysProcAttr{
+			Cloneflags:  syscall.CLONE_NEWUSER,
+			UidMappings: []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}},
+			AmbientCaps: []uintptr{unix.CAP_SYS_ADMIN},
+		}
 	}
 	p.others, _ = childrenOf(os.Getpid())
-	p.guard, err = spawn(wordGuard, nil, int(theirs.Fd()), int(launcher.Fd()), int(p.config.Fd()), int(cfg.Fd()))
+	pid, err := spawn(wordGuard, attr, int(theirs.Fd()), int(p.config.Fd()))
+	if err != nil && p.ns.User {
+		p.noUser = &mountns.Unavailable{Step: makeNamespaces, Err: err}
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("start guard: %w", err)
 	}
+	p.guard = pid
 	return nil
 }
 
-// closeLaunch lets go of what is for the launcher only, which ends it unless it is the program.
-func (p *Process) closeLaunch() {
-	if p.launcher != nil {
-		p.launcher.Close()
-	}
+// closeConfig lets go of what is for the start only.
+func (p *Process) closeConfig() {
 	if p.config != nil {
 		p.config.Close()
 	}
-	p.launcher, p.config = nil, nil
+	p.config = nil
 }
 
 // Run makes of a begun process the program, and returns when it executes its first instruction. Its
@@ -158,18 +145,20 @@ func (p *Process) closeLaunch() {
 func (p *Process) Run(ctx context.Context, spec Spec) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	defer p.closeLaunch()
-	err := json.NewEncoder(p.config).Encode(launcherConfig{
-		Path: spec.Path, Argv: spec.Argv, Env: spec.Env, Session: os.Getpid(), Filter: spec.Filter,
-		Mount: spec.Mount, UTS: p.ns.UTS, Hostname: spec.Hostname, Domain: spec.Domain,
+	defer p.closeConfig()
+	if p.noUser != nil {
+		return p.noUser
+	}
+	err := json.NewEncoder(p.config).Encode(config{
+		Path: spec.Path, Argv: spec.Argv, Env: spec.Env, Namespaces: p.ns, Filter: spec.Filter,
+		Mount: spec.Mount, Hostname: spec.Hostname, Domain: spec.Domain,
 	})
 	if err != nil {
 		return err
 	}
-	launcher := p.launcher
-	// A start that takes too long or is called off ends both conversations, and so all below.
-	stop := context.AfterFunc(ctx, func() { launcher.SetDeadline(time.Now()); p.ctl.SetDeadline(time.Now()) })
-	err = p.begin(spec, launcher)
+	// A start that takes too long or is called off ends the conversation, and so all below.
+	stop := context.AfterFunc(ctx, func() { p.ctl.SetDeadline(time.Now()) })
+	err = p.begin(spec)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -189,87 +178,87 @@ func socketpair(name string) (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name+"'s"), nil
 }
 
-// begin talks to guard and launcher until the program runs.
-func (p *Process) begin(spec Spec, launcher *os.File) error {
-	kind, value, err := p.readReport()
+// begin talks to the guard until the program runs.
+func (p *Process) begin(spec Spec) error {
+	guard, err := unix.PidfdOpen(p.guard, 0)
 	if err != nil {
-		return fmt.Errorf("guard ended before the program was started: %w", err)
+		return fmt.Errorf("pidfd of the guard: %w", err)
 	}
-	if kind == reportFailed {
-		err := fmt.Errorf("start launcher: %w", unix.Errno(value))
-		if p.ns.Mount || p.ns.User {
-			return &mountns.Unavailable{Step: "make namespaces", Err: unix.Errno(value)}
+	defer unix.Close(guard)
+	// hand takes a descriptor of the guard's and gives it to f.
+	hand := func(fd int, f func(int) error) error {
+		got, err := unix.PidfdGetfd(guard, fd, 0)
+		if err != nil {
+			return fmt.Errorf("pidfd_getfd: %w", err)
 		}
+		return f(got)
+	}
+	answer := func() error {
+		if _, err := p.ctl.Write([]byte{1}); err != nil {
+			return fmt.Errorf("guard: %w", err)
+		}
+		return nil
+	}
+	if err := answer(); err != nil { // the configuration is complete
 		return err
 	}
-	p.PID = int(value)
-	if p.pidfd, err = unix.PidfdOpen(p.PID, 0); err != nil {
-		return fmt.Errorf("pidfd of launcher: %w", err)
-	}
-	if _, err := launcher.Write([]byte{1}); err != nil { // the configuration is complete
-		return fmt.Errorf("launcher: %w", err)
-	}
-	b := make([]byte, 64<<10)
 	for {
-		n, err := launcher.Read(b)
-		if err != nil || n == 0 {
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				return fmt.Errorf("the program did not start within %v", startTimeout)
-			}
-			return nil // closed by the exec: the program runs, or died since, which Wait tells
+		kind, value, text, err := p.hear()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("the program did not start within %v", startTimeout)
 		}
-		if n < 8 {
-			return errors.New("launcher: short message")
+		if err != nil {
+			return fmt.Errorf("guard ended before the program was started: %w", err)
 		}
-		value := int(int32(binary.NativeEndian.Uint32(b[4:])))
-		switch int(binary.NativeEndian.Uint32(b)) {
+		switch kind {
 		case sayMount:
-			if err := p.hand(value, spec.ServeFUSE); err != nil {
+			if err := hand(value, spec.ServeFUSE); err != nil {
 				return fmt.Errorf("serve the pod's files: %w", err)
 			}
 		case sayListener:
-			if err := p.hand(value, func(fd int) error { return spec.Serve(sys.Listener(fd)) }); err != nil {
+			if err := hand(value, func(fd int) error { return spec.Serve(sys.Listener(fd)) }); err != nil {
 				return listenerFault(err)
 			}
 		case sayFailed:
-			return launcherFault(unix.Errno(value), string(b[8:n]))
+			return launcherFault(unix.Errno(value), text)
 		case sayExec:
 			return ExecFault(spec.Argv[0], unix.Errno(value))
+		case sayStarted:
+			p.PID = value
+			if p.pidfd, err = unix.PidfdOpen(p.PID, 0); err != nil {
+				return fmt.Errorf("pidfd of the program: %w", err)
+			}
+			return answer()
 		}
-		if _, err := launcher.Write([]byte{1}); err != nil {
-			return fmt.Errorf("launcher: %w", err)
+		if err := answer(); err != nil {
+			return err
 		}
 	}
 }
 
-// hand takes descriptor fd of the launcher and gives it to f.
-func (p *Process) hand(fd int, f func(int) error) error {
-	got, err := unix.PidfdGetfd(p.pidfd, fd, 0)
+// hear reads one message of the guard's.
+func (p *Process) hear() (kind, value int, text string, err error) {
+	b := make([]byte, 64<<10)
+	n, err := p.ctl.Read(b)
+	if err == nil && n < 8 {
+		err = errors.New("short message")
+	}
 	if err != nil {
-		return fmt.Errorf("pidfd_getfd: %w", err)
+		return 0, 0, "", err
 	}
-	return f(got)
-}
-
-func (p *Process) readReport() (kind, value int32, err error) {
-	var b [reportSize]byte
-	n, err := p.ctl.Read(b[:])
-	if err == nil && n != len(b) {
-		err = errors.New("short report")
-	}
-	return int32(binary.NativeEndian.Uint32(b[:])), int32(binary.NativeEndian.Uint32(b[4:])), err
+	return int(binary.NativeEndian.Uint32(b)), int(int32(binary.NativeEndian.Uint32(b[4:]))), string(b[8:n]), nil
 }
 
 // watch follows the states that the guard reports.
 func (p *Process) watch() {
 	defer close(p.done)
 	for {
-		kind, value, err := p.readReport()
+		kind, value, _, err := p.hear()
 		if err != nil { // the guard was killed: the program died with it
 			p.status = unix.WaitStatus(unix.SIGKILL)
 			break
 		}
-		if kind != reportState {
+		if kind != sayState {
 			continue
 		}
 		ws := unix.WaitStatus(value)
@@ -324,13 +313,20 @@ func (p *Process) Terminate() {
 
 // Kill ends the whole tree, the guard last, and returns when nothing of it is left.
 func (p *Process) Kill() {
-	p.closeLaunch()
+	p.closeConfig()
 	p.ctl.Close() // the guard kills what is below it and ends
-	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		var ws unix.WaitStatus
-		if got, err := unix.Wait4(p.guard, &ws, unix.WNOHANG, nil); got == p.guard || err == unix.ECHILD {
-			break
+	ended := make(chan struct{})
+	go func() { // which ends with the guard, here or below
+		defer close(ended)
+		for p.guard != 0 {
+			if _, err := unix.Wait4(p.guard, nil, 0, nil); err != unix.EINTR {
+				break
+			}
 		}
+	}()
+	select {
+	case <-ended:
+	case <-time.After(2 * time.Second):
 	}
 	killTree(5*time.Second, p.others) // a killed guard's children have fallen to us
 	p.mu.Lock()
@@ -409,11 +405,14 @@ func ExecFault(name string, errno unix.Errno) error {
 	}
 }
 
-// launcherFault explains what stopped the launcher.
+// launcherFault explains what stopped the guard's launcher.
 func launcherFault(errno unix.Errno, text string) error {
 	err := errors.New(text)
 	if rest, ok := strings.CutPrefix(text, enterMount+": "); ok {
 		return &mountns.Unavailable{Step: rest, Err: errno}
+	}
+	if strings.HasPrefix(text, makeNamespaces+": ") {
+		return &mountns.Unavailable{Step: makeNamespaces, Err: errno}
 	}
 	if strings.HasPrefix(text, "install seccomp filter") {
 		switch errno {

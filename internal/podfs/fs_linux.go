@@ -6,6 +6,7 @@ import (
 	"io"
 	"log"
 	"path"
+	"slices"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,7 @@ type Virtual struct {
 	Data []byte // a file's contents
 
 	Laptop bool // this machine's own file or directory with that path
+	Absent bool // there is no such file, whatever the pod has
 }
 
 // Options say how the files are shown.
@@ -38,10 +40,18 @@ type Options struct {
 	// Owner, when set, is shown as the owner of every file: in a user namespace other ids would
 	// be shown as nobody.
 	Owner *fuse.Owner
+	// Furnish begins with a tree of which only the made-up names are listed, for who lays other
+	// trees over them, until Furnished.
+	Furnish bool
 }
 
-// cacheFor is how long the kernel believes names and attributes.
+// cacheFor is how long the kernel believes names and attributes of the pod's.
 const cacheFor = time.Second
+
+// keepFor is how long it believes what is made up. For the directories above made-up names that is
+// more than speed: a name that the kernel asks for again and finds to be another file takes along
+// what is mounted below it.
+const keepFor = 365 * 24 * time.Hour
 
 // FS is a served file system.
 type FS struct {
@@ -52,6 +62,10 @@ type FS struct {
 	begun time.Time
 	srv   *fuse.Server
 
+	furnishing atomic.Bool
+	above      map[string]wire.Attr // the directories above made-up names, as they were at asked
+	asked      time.Time
+
 	aheadBytes atomic.Int64 // of pieces, see ahead_linux.go
 }
 
@@ -61,8 +75,9 @@ func New(c *Client, o Options) *FS {
 	for _, p := range o.Pods {
 		f.pods[p] = true
 	}
-	for p := range o.Overlay {
-		for ; p != "/"; p = path.Dir(p) {
+	f.furnishing.Store(o.Furnish)
+	for p, v := range o.Overlay {
+		for ; p != "/" && !v.Absent; p = path.Dir(p) {
 			dir, base := path.Split(p)
 			dir = path.Clean(dir)
 			if !contains(f.names[dir], base) {
@@ -104,6 +119,33 @@ func (f *FS) Serve(fd int) error {
 	go srv.Serve()
 	return nil
 }
+
+// Ask finds out, in one go, what the session is about to be asked for the directories above made-up
+// names. It is called before Serve, or not at all.
+func (f *FS) Ask(ctx context.Context) {
+	type answer struct {
+		dir  string
+		attr wire.Attr
+		ok   bool
+	}
+	answers := make(chan answer)
+	for dir := range f.names {
+		go func() {
+			a, errno := f.c.Stat(ctx, dir)
+			answers <- answer{dir, a, errno == 0 && a.Mode&syscall.S_IFMT == syscall.S_IFDIR}
+		}()
+	}
+	f.above = make(map[string]wire.Attr, len(f.names))
+	for range f.names {
+		if a := <-answers; a.ok {
+			f.above[a.dir] = a.attr
+		}
+	}
+	f.asked = time.Now()
+}
+
+// Furnished ends what Options.Furnish began.
+func (f *FS) Furnished() { f.furnishing.Store(false) }
 
 // Wait returns when the kernel has closed the connection: the last mount is gone.
 func (f *FS) Wait() {
@@ -158,16 +200,44 @@ var (
 // attrOf is what is shown of p: the pod's, or what is made up.
 func (f *FS) attrOf(ctx context.Context, p string) (wire.Attr, syscall.Errno) {
 	v, ok := f.virtual(p)
-	if !ok {
+	switch {
+	case !ok:
 		return f.c.Stat(ctx, p)
+	case v.Absent:
+		return wire.Attr{}, syscall.ENOENT
+	case len(f.names[p]) == 0: // nothing of the pod's is seen of it
+		return f.madeUp(p, v), 0
 	}
-	if v.Dir {
-		// A directory of the pod's with that name keeps its attributes.
-		if a, errno := f.c.Stat(ctx, p); errno == 0 && a.Mode&syscall.S_IFMT == syscall.S_IFDIR {
-			return a, 0
+	// A directory of the pod's with that name keeps its attributes.
+	a, known := f.above[p]
+	if f.above == nil || time.Since(f.asked) > cacheFor {
+		var errno syscall.Errno
+		a, errno = f.c.Stat(ctx, p)
+		known = errno == 0 && a.Mode&syscall.S_IFMT == syscall.S_IFDIR
+	}
+	if !known {
+		a = f.madeUp(p, v)
+	}
+	return a, 0
+}
+
+// stable is what makes p one file for the kernel. What is made up, and the directories above that,
+// stay the same file whatever the pod puts there: the kernel would take away what is mounted on them.
+func (f *FS) stable(p string, a *wire.Attr) fs.StableAttr {
+	if _, ok := f.virtual(p); ok {
+		return fs.StableAttr{Mode: a.Mode & syscall.S_IFMT, Ino: pathInode(p)}
+	}
+	return fs.StableAttr{Mode: a.Mode & syscall.S_IFMT, Ino: a.Ino}
+}
+
+// keep says how long the kernel may believe the name p, and what it is.
+func (f *FS) keep(p string, out *fuse.EntryOut) {
+	if v, ok := f.virtual(p); ok && !v.Laptop {
+		out.SetEntryTimeout(keepFor)
+		if len(f.names[p]) == 0 {
+			out.SetAttrTimeout(keepFor)
 		}
 	}
-	return f.madeUp(p, v), 0
 }
 
 func (f *FS) madeUp(p string, v Virtual) wire.Attr {
@@ -218,7 +288,8 @@ func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs
 		return n.f.lookup(ctx, n.EmbeddedInode(), p, out)
 	}
 	n.f.fill(&a, &out.Attr)
-	return n.NewInode(ctx, &node{f: n.f, path: p}, fs.StableAttr{Mode: a.Mode & syscall.S_IFMT, Ino: a.Ino}), 0
+	n.f.keep(p, out)
+	return n.NewInode(ctx, &node{f: n.f, path: p}, n.f.stable(p, &a)), 0
 }
 
 // recent finds a name in the last listing, while that is as fresh as the kernel's cache.
@@ -245,9 +316,14 @@ func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) 
 }
 
 func (n *node) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
-	list, errno := n.f.c.List(ctx, n.path)
 	made := n.f.names[n.path]
-	if errno != 0 && len(made) == 0 {
+	var list []wire.Entry
+	var errno syscall.Errno
+	if !n.f.furnishing.Load() || len(made) == 0 {
+		list, errno = n.f.c.List(ctx, n.path)
+		list = slices.DeleteFunc(list, func(e wire.Entry) bool { return n.f.o.Overlay[path.Join(n.path, e.Name)].Absent })
+	}
+	if errno != 0 && (errno != syscall.ENOENT || len(made) == 0) {
 		return nil, errno
 	}
 	at := make(map[string]wire.Attr, len(list)+len(made))
@@ -256,11 +332,10 @@ func (n *node) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
 	}
 	for _, name := range made {
 		p := path.Join(n.path, name)
-		v, _ := n.f.virtual(p)
-		if a, ok := at[name]; ok && v.Dir && a.Mode&syscall.S_IFMT == syscall.S_IFDIR {
+		if a, ok := at[name]; ok && len(n.f.names[p]) > 0 && a.Mode&syscall.S_IFMT == syscall.S_IFDIR {
 			continue
 		}
-		at[name] = n.f.madeUp(p, v)
+		at[name], _ = n.f.attrOf(ctx, p)
 		list = append(list, wire.Entry{Name: name})
 	}
 	n.mu.Lock()
@@ -276,7 +351,8 @@ func (n *node) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
 			seen[e.Name] = true
 		}
 		a := at[e.Name]
-		entries = append(entries, fuse.DirEntry{Name: e.Name, Mode: a.Mode & syscall.S_IFMT, Ino: a.Ino})
+		st := n.f.stable(path.Join(n.path, e.Name), &a)
+		entries = append(entries, fuse.DirEntry{Name: e.Name, Mode: st.Mode, Ino: st.Ino})
 	}
 	return fs.NewListDirStream(entries), 0
 }
@@ -293,14 +369,14 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 		return nil, 0, syscall.EROFS
 	}
 	if v, ok := n.f.virtual(n.path); ok && !v.Dir {
-		return &madeFile{v.Data}, fuse.FOPEN_KEEP_CACHE, 0
+		return &madeFile{v.Data}, fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH, 0
 	}
 	h, errno := n.f.c.Open(ctx, n.path)
 	if errno != 0 {
 		return nil, 0, errno
 	}
 	// The kernel drops its pages itself when size or mtime have changed (FUSE_AUTO_INVAL_DATA).
-	return &file{f: n.f, handle: h}, fuse.FOPEN_KEEP_CACHE, 0
+	return &file{f: n.f, handle: h}, fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH, 0
 }
 
 func (n *node) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {

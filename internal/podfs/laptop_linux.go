@@ -63,5 +63,6 @@ func (f *FS) lookup(ctx context.Context, parent *fs.Inode, p string, out *fuse.E
 		return nil, errno
 	}
 	f.fill(&a, &out.Attr)
-	return parent.NewInode(ctx, &node{f: f, path: p}, fs.StableAttr{Mode: a.Mode & syscall.S_IFMT, Ino: a.Ino}), 0
+	f.keep(p, out)
+	return parent.NewInode(ctx, &node{f: f, path: p}, f.stable(p, &a)), 0
 }

@@ -43,7 +43,13 @@ var laptopPaths = []struct{ path, why string }{
 	{"/etc/ld.so.conf.d", "the dynamic loader"},
 	{"/etc/ld.so.preload", "the dynamic loader"},
 	{"/etc/ld-musl-*", "the dynamic loader"},
+	{"/etc/locale.alias", "the C library's own settings"},
 	{"/etc/alternatives", "links to programs"},
+	{"/etc/bash.bashrc", "the shell's own settings"},
+	{"/etc/profile", "the shell's own settings"},
+	{"/etc/profile.d", "the shell's own settings"},
+	{"/etc/zsh", "the shell's own settings"},
+	{"/etc/gitconfig", "Git's own settings"},
 	{"/etc/java*", "Java's own settings"},
 	{"/etc/ssl/certs/java", "Java's own settings"},
 	{"/etc/ssl/openssl.cnf", "OpenSSL's own settings"},
@@ -62,6 +68,10 @@ var laptopPaths = []struct{ path, why string }{
 	{"/etc/localtime", "the time zone of this machine"},
 	{"/etc/timezone", "the time zone of this machine"},
 }
+
+// laptopAlways are those of them that are not there when the laptop has none, whatever the pod has:
+// the laptop's loader cannot load what the pod's is told to.
+var laptopAlways = map[string]bool{"/etc/ld.so.preload": true}
 
 // NSSwitch is what the program reads as /etc/nsswitch.conf: names come from the pod's hosts file
 // and nameservers, and from no daemon of the laptop's.
@@ -179,7 +189,7 @@ func (p *Paths) Binds() (out []Bind) {
 			}
 		}
 		if above != r.where {
-			out = append(out, Bind{Path: r.path, Where: r.where})
+			out = append(out, Bind{Path: r.path, Where: r.where, Always: r.where == Laptop && laptopAlways[r.path]})
 		}
 	}
 	return out
@@ -187,6 +197,7 @@ func (p *Paths) Binds() (out []Bind) {
 
 // Bind is a border between the two trees.
 type Bind struct {
-	Path  string
-	Where Where
+	Path   string
+	Where  Where
+	Always bool // a path of the laptop's that hides the pod's even where the laptop has none
 }

@@ -77,13 +77,19 @@ func (f *files) close() {
 	}
 }
 
+// askTime bounds what is asked of the pod before the program starts.
+const askTime = 10 * time.Second
+
 // fsEnd bounds the wait for the last descriptor of the pod's tree.
 const fsEnd = 2 * time.Second
 
 // mount fills in the spec of a launch through the mount namespace.
 func (f *files) mount(spec *launch.Spec) error {
 	overlay, binds := f.furnish()
-	f.fs = podfs.New(f.client, podfs.Options{Overlay: overlay, Owner: f.owner()})
+	f.fs = podfs.New(f.client, podfs.Options{Overlay: overlay, Owner: f.owner(), Furnish: true})
+	ctx, cancel := context.WithTimeout(context.Background(), askTime)
+	defer cancel()
+	f.fs.Ask(ctx)
 	spec.Mount = &mountns.Plan{Binds: binds, WorkDir: f.run.o.Dir, UID: os.Getuid(), GID: os.Getgid()}
 	spec.ServeFUSE = f.fs.Serve
 	return nil
@@ -209,6 +215,9 @@ func (f *files) furnish() (podfs.Overlay, []mountns.Bind) {
 	for _, b := range f.paths.Binds() {
 		if b.Where == policy.Laptop {
 			bind(b.Path, 0)
+			if _, err := os.Lstat(b.Path); err != nil && b.Always {
+				overlay[b.Path] = podfs.Virtual{Absent: true}
+			}
 			continue
 		}
 		if _, err := os.Lstat(b.Path); err != nil {
@@ -259,7 +268,7 @@ func (f *files) makeUp(overlay podfs.Overlay) {
 // withLine is the pod's file with a line for an id of the laptop's that it lacks; nil when it lacks
 // none. A program that asks who it is must find an answer.
 func (f *files) withLine(name, id string, line func() string) []byte {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), askTime)
 	defer cancel()
 	b, errno := f.client.ReadFile(ctx, name, 1<<20)
 	if errno != 0 && errno != unix.ENOENT {

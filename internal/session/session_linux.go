@@ -38,10 +38,13 @@ func Run(ctx context.Context, o Options) (int, error) {
 	}
 	s := &run{o: o, said: make(map[string]bool)}
 	defer s.close()
-	if err := s.begin(s.o.Files.Door); err != nil {
-		return 0, err
+	begun := make(chan error, 1)
+	go func() { begun <- s.begin(s.o.Files.Door) }()
+	err = s.attach(ctx)
+	if berr := <-begun; berr != nil {
+		return 0, berr
 	}
-	if err := s.attach(ctx); err != nil {
+	if err != nil {
 		return 0, err
 	}
 	if err := s.rooms(); err != nil {
@@ -153,6 +156,9 @@ func (s *run) start(ctx context.Context, path string) (err error) {
 			var tree intercept.Tree
 			if s.files.tree != nil {
 				tree = s.files.tree
+			}
+			if s.files.fs != nil {
+				s.files.fs.Furnished()
 			}
 			s.sup, err = notify.Start(l, h, tree)
 			return err

@@ -2,9 +2,9 @@
 // the pod's files, a FUSE file system that the session serves, are the root, and the trees that
 // stay on the laptop are bound over it.
 //
-// Enter runs in the launcher, in namespaces that clone(2) made for it, on a locked thread and
-// before the seccomp filter. Everything it mounts is private to those namespaces and is gone with
-// the last process in them; nothing is made on the laptop's own file systems.
+// Enter runs on a locked thread that has a mount namespace of its own, before the seccomp filter.
+// Everything it mounts is private to that and is gone with the last process in it; nothing is made on
+// the laptop's own file systems.
 //
 // The device must be opened inside the user namespace that mounts it: the kernel refuses one
 // opened in another (EINVAL).
@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Plan says what the namespace shows. It is passed to the launcher as JSON.
+// Plan says what the namespace shows. It is passed to the guard as JSON.
 type Plan struct {
 	Binds   []Bind
 	WorkDir string
@@ -118,15 +118,16 @@ func Enter(p *Plan, announce func(fuse int) error) error {
 	return nil
 }
 
-// prefetch lists the directories in which several trees are bound. The kernel takes the names along
-// (READDIRPLUS), which saves asking the session for each of them.
+// prefetch lists the directories in which several trees are bound: as long as the tree is furnished
+// that is those names alone. The kernel takes them along (READDIRPLUS), which saves asking the session
+// for each of them.
 func prefetch(at string, binds []Bind) {
 	count := map[string]int{}
 	for _, b := range binds {
 		count[filepath.Dir(b.Path)]++
 	}
 	for dir, n := range count {
-		if n > 2 {
+		if n > 1 {
 			_, _ = os.ReadDir(at + dir) // what fails here, fails again where it matters
 		}
 	}
