@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 
@@ -81,6 +82,11 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 	o, err := f.options()
 	if err != nil {
 		return err
+	}
+	if environ(a.env, "GOGC") == "" {
+		// A session's start makes some MB of garbage, and a session has little else to collect:
+		// collecting at 16 MB instead of 4 takes a tenth off the start.
+		debug.SetGCPercent(400)
 	}
 	if o.Dir, err = os.Getwd(); err != nil {
 		return fault.With(fmt.Errorf("working directory: %w", err), "cd to a directory that exists")

@@ -63,7 +63,11 @@ func guardMain(args []string) int {
 			}
 			if got == pid {
 				jobControl(session, pid, ws)
-				say(ctl, sayState, int32(ws), "")
+				rest := ""
+				if (ws.Exited() || ws.Signaled()) && unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil) == unix.ECHILD {
+					rest = sayAlone
+				}
+				say(ctl, sayState, int32(ws), rest)
 			}
 		}
 	}()
@@ -112,6 +116,14 @@ func killTree(limit time.Duration, spare []int) {
 // childless reaps what has ended and says whether no child but those in spare is left. Whoever has
 // none, dead or alive, has no descendant either, and as a subreaper gets none.
 func childless(spare []int) bool {
+	if len(spare) == 0 {
+		for {
+			got, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
+			if got <= 0 && err != unix.EINTR {
+				return err == unix.ECHILD
+			}
+		}
+	}
 	children, err := childrenOf(os.Getpid())
 	if err != nil {
 		return len(scan(os.Getpid(), spare)) == 0

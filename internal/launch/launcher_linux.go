@@ -34,8 +34,11 @@ const (
 	sayFailed   = 3 // value: errno; text: what failed
 	sayExec     = 4 // value: errno of the exec
 	sayStarted  = 5 // ? value: the program's pid; it is not reaped before the answer
-	sayState    = 6 // value: wait status of the program
+	sayState    = 6 // value: wait status of the program; text: sayAlone or nothing
 )
+
+// sayAlone says that with the program's end nothing is left of its tree.
+const sayAlone = "alone"
 
 // enterMount and makeNamespaces begin the text of failures after which another door may be taken.
 const (

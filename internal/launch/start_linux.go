@@ -54,8 +54,9 @@ type Process struct {
 	mu     sync.Mutex
 	exited bool // under mu: pidfd is not signalled any more
 
-	done   chan struct{} // closed when the main process has ended
+	done   chan struct{} // closed when the main process has ended; the rest is final then
 	status unix.WaitStatus
+	alone  bool // nothing of the tree was left
 }
 
 // startTimeout bounds what happens before the program's first instruction. Entering the namespaces
@@ -253,7 +254,7 @@ func (p *Process) hear() (kind, value int, text string, err error) {
 func (p *Process) watch() {
 	defer close(p.done)
 	for {
-		kind, value, _, err := p.hear()
+		kind, value, text, err := p.hear()
 		if err != nil { // the guard was killed: the program died with it
 			p.status = unix.WaitStatus(unix.SIGKILL)
 			break
@@ -263,7 +264,7 @@ func (p *Process) watch() {
 		}
 		ws := unix.WaitStatus(value)
 		if ws.Exited() || ws.Signaled() {
-			p.status = ws
+			p.status, p.alone = ws, text == sayAlone
 			break
 		}
 	}
@@ -296,7 +297,16 @@ func (p *Process) Signal(sig syscall.Signal) {
 }
 
 // Leftovers returns how many processes of the program's tree still live.
-func (p *Process) Leftovers() int { return len(p.tree()) }
+func (p *Process) Leftovers() int {
+	select {
+	case <-p.done:
+		if p.alone {
+			return 0
+		}
+	default:
+	}
+	return len(p.tree())
+}
 
 // tree is the program's processes: what is below us but for the guard and for our other children.
 func (p *Process) tree() []int {

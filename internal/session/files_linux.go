@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -29,23 +30,20 @@ type files struct {
 	client *podfs.Client
 	paths  *policy.Paths
 	fs     *podfs.FS
-	root   bool  // CAP_SYS_ADMIN is held: no user namespace is needed
-	tree   *tree // the trap's
+
+	overlay podfs.Overlay
+	binds   []mountns.Bind
+
+	root bool  // CAP_SYS_ADMIN is held: no user namespace is needed
+	tree *tree // the trap's
 }
 
-// openFiles prepares the files for a program whose file is path.
-func openFiles(s *run, program string) (*files, error) {
+// planFiles finds out what stays on the laptop, for a program whose file is path. It asks the pod nothing.
+func planFiles(s *run, program string) *files {
 	f := &files{run: s, root: launch.Admin()}
 	if s.o.Files.Door == DoorNone {
-		return f, nil
+		return f
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	st, err := s.pod.Files(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("ask for the pod's files: %w", err)
-	}
-	f.client = podfs.NewClient(st)
 	real, err := filepath.EvalSymlinks(program)
 	if err != nil {
 		real = program
@@ -56,7 +54,24 @@ func openFiles(s *run, program string) (*files, error) {
 		Laptop: s.o.Files.Laptop, Pod: s.o.Files.Pod,
 		Glob: func(pattern string) []string { m, _ := filepath.Glob(pattern); return m },
 	})
-	return f, nil
+	f.overlay, f.binds = f.furnish()
+	return f
+}
+
+// open opens the pod's files and adds to the plan what is made of them.
+func (f *files) open() error {
+	if f.paths == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	st, err := f.run.pod.Files(ctx)
+	if err != nil {
+		return fmt.Errorf("ask for the pod's files: %w", err)
+	}
+	f.client = podfs.NewClient(st)
+	f.makeUp(f.overlay)
+	return nil
 }
 
 func (f *files) close() {
@@ -85,12 +100,11 @@ const fsEnd = 2 * time.Second
 
 // mount fills in the spec of a launch through the mount namespace.
 func (f *files) mount(spec *launch.Spec) error {
-	overlay, binds := f.furnish()
-	f.fs = podfs.New(f.client, podfs.Options{Overlay: overlay, Owner: f.owner(), Furnish: true})
+	f.fs = podfs.New(f.client, podfs.Options{Overlay: f.overlay, Owner: f.owner(), Furnish: true})
 	ctx, cancel := context.WithTimeout(context.Background(), askTime)
 	defer cancel()
 	f.fs.Ask(ctx)
-	spec.Mount = &mountns.Plan{Binds: binds, WorkDir: f.run.o.Dir, UID: os.Getuid(), GID: os.Getgid()}
+	spec.Mount = &mountns.Plan{Binds: f.binds, WorkDir: f.run.o.Dir, UID: os.Getuid(), GID: os.Getgid()}
 	spec.ServeFUSE = f.fs.Serve
 	return nil
 }
@@ -105,7 +119,7 @@ func (f *files) owner() *fuse.Owner {
 
 // trap fills in the spec of a launch whose path calls are trapped.
 func (f *files) trap(spec *launch.Spec, t *wire.Target) error {
-	overlay, binds := f.furnish()
+	overlay, binds := maps.Clone(f.overlay), f.binds
 	f.tree = &tree{laptop: make(map[string]bool, len(binds)), root: -1}
 	o := podfs.Options{Overlay: overlay, Owner: f.owner()}
 	for p, v := range overlay {
@@ -226,7 +240,6 @@ func (f *files) furnish() (podfs.Overlay, []mountns.Bind) {
 		}
 		binds = append(binds, mountns.Bind{Path: b.Path, Pod: true})
 	}
-	f.makeUp(overlay)
 	return overlay, slices.DeleteFunc(binds, func(b mountns.Bind) bool { return hidden(b, binds) })
 }
 
@@ -253,16 +266,20 @@ func (f *files) makeUp(overlay podfs.Overlay) {
 	if err != nil {
 		return
 	}
+	group := make(chan []byte)
+	go func() {
+		group <- f.withLine("/etc/group", u.Gid, func() string {
+			name := u.Username
+			if g, err := user.LookupGroupId(u.Gid); err == nil {
+				name = g.Name
+			}
+			return fmt.Sprintf("%s:x:%s:", name, u.Gid)
+		})
+	}()
 	put("/etc/passwd", f.withLine("/etc/passwd", u.Uid, func() string {
 		return fmt.Sprintf("%s:x:%s:%s::%s:/bin/sh", u.Username, u.Uid, u.Gid, u.HomeDir)
 	}))
-	put("/etc/group", f.withLine("/etc/group", u.Gid, func() string {
-		name := u.Username
-		if g, err := user.LookupGroupId(u.Gid); err == nil {
-			name = g.Name
-		}
-		return fmt.Sprintf("%s:x:%s:", name, u.Gid)
-	}))
+	put("/etc/group", <-group)
 }
 
 // withLine is the pod's file with a line for an id of the laptop's that it lacks; nil when it lacks

@@ -38,19 +38,20 @@ func Run(ctx context.Context, o Options) (int, error) {
 	}
 	s := &run{o: o, said: make(map[string]bool)}
 	defer s.close()
-	begun := make(chan error, 1)
+	// What this machine does for the program goes on while the pod is asked.
+	begun, planned := make(chan error, 1), make(chan *files, 1)
 	go func() { begun <- s.begin(s.o.Files.Door) }()
+	go func() { planned <- planFiles(s, path) }()
 	err = s.attach(ctx)
-	if berr := <-begun; berr != nil {
-		return 0, berr
-	}
-	if err != nil {
+	berr := <-begun
+	s.files = <-planned
+	if err = errors.Join(berr, err); err != nil {
 		return 0, err
 	}
 	if err := s.rooms(); err != nil {
 		return 0, err
 	}
-	if s.files, err = openFiles(s, path); err != nil {
+	if err := s.files.open(); err != nil {
 		return 0, err
 	}
 	if err := s.start(ctx, path); err != nil {
