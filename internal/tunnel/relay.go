@@ -14,7 +14,17 @@ import (
 // owns both. An end of bytes is passed on as one, a reset as a reset with its errno. ctx ends it.
 // While nothing comes it holds two goroutines and no buffer.
 func Relay(ctx context.Context, c net.Conn, s Stream) {
-	r := &relay{ctx: ctx, c: c, s: s, settled: make(chan struct{})}
+	(&relay{ctx: ctx, c: c, s: s, settled: make(chan struct{})}).run()
+}
+
+// Feed is Relay for who only listens: what comes from c is read and dropped, and of it only the end, or
+// a reset, is passed on.
+func Feed(ctx context.Context, c net.Conn, s Stream) {
+	(&relay{ctx: ctx, c: c, s: s, drop: true, settled: make(chan struct{})}).run()
+}
+
+func (r *relay) run() {
+	ctx, c, s := r.ctx, r.c, r.s
 	wake := func() { _ = c.SetDeadline(time.Unix(1, 0)) }
 	stop := context.AfterFunc(ctx, func() { _ = s.Reset(0); wake() })
 	defer stop()
@@ -37,6 +47,8 @@ type relay struct {
 	s   Stream
 	own *stream // s, where it is one of ours
 
+	drop bool // what comes from c goes nowhere
+
 	mu      sync.Mutex
 	ended   bool // one direction is over: there is nothing to hand over any more
 	asking  bool // the session's side waits for the agent's answer
@@ -56,7 +68,7 @@ func (s *stream) relayed(wake func(), r *relay) {
 		return
 	}
 	s.wake = wake
-	if p, ok := r.c.(*net.TCPConn); ok {
+	if p, ok := r.c.(*net.TCPConn); ok && !r.drop {
 		if s.c.canHandLocked() {
 			s.offer = func() { r.offer(p) }
 		} else if !s.c.dialer {
@@ -146,7 +158,9 @@ func (r *relay) finish(whole bool) {
 // send carries c's bytes to s, and says whether it came to an end in order.
 func (r *relay) send() bool {
 	var err error
-	if f, ok := r.s.(io.ReaderFrom); ok {
+	if r.drop {
+		err = discard(r.c)
+	} else if f, ok := r.s.(io.ReaderFrom); ok {
 		_, err = f.ReadFrom(r.c) // moves whole chunks
 	} else {
 		_, err = io.Copy(r.s, r.c)

@@ -284,3 +284,47 @@ func TestRelayCarriesWhatIsNoKernelConnectionToo(t *testing.T) {
 	}
 	relay.Wait()
 }
+
+func TestFeedDropsWhatComesBackAndTellsItsEnd(t *testing.T) {
+	session, agent, _ := pair(t, Options{})
+	client, near := tcpPair(t)
+	s, _ := session.Open(context.Background())
+	var relay sync.WaitGroup
+	relay.Go(func() { Feed(context.Background(), near, s) })
+	p, err := agent.Accept(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	relay.Go(func() { // more than any buffer holds: it is read
+		fmt.Fprint(client, strings.Repeat("answer", 4<<20))
+		client.CloseWrite()
+	})
+	if b, err := io.ReadAll(p); err != nil || len(b) != 0 {
+		t.Errorf("the other end read %d bytes, %v", len(b), err)
+	}
+	fmt.Fprint(p, "question")
+	p.CloseWrite()
+	if b, err := io.ReadAll(client); err != nil || string(b) != "question" {
+		t.Errorf("client read %q, %v", b, err)
+	}
+	relay.Wait()
+}
+
+func TestFeedPassesOnAReset(t *testing.T) {
+	session, agent, _ := pair(t, Options{})
+	client, near := tcpPair(t)
+	s, _ := session.Open(context.Background())
+	var relay sync.WaitGroup
+	relay.Go(func() { Feed(context.Background(), near, s) })
+	p, err := agent.Accept(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client.SetLinger(0)
+	client.Close()
+	var reset *ResetError
+	if _, err := p.Read(make([]byte, 1)); !errors.As(err, &reset) || reset.Code != uint32(syscall.ECONNRESET) {
+		t.Errorf("read: %v", err)
+	}
+	relay.Wait()
+}

@@ -146,6 +146,10 @@ func (r *Room) Serve(stream tunnel.Stream, in wire.Incoming) {
 	}
 	r.live.Add(1)
 	defer r.live.Add(-1)
+	if r.c.Mode == wire.Mirror {
+		tunnel.Feed(r.ctx, conn, stream) // what the program answers is for nobody
+		return
+	}
 	tunnel.Relay(r.ctx, conn, stream)
 }
 
