@@ -86,12 +86,33 @@ func InstallFilter(filter []unix.SockFilter) (Listener, error) {
 	return -1, unix.EINVAL
 }
 
-// BlockSignals blocks every signal on the calling thread, which must be locked: a signal during
-// AddFDSend would make the program's call return 0 with no descriptor.
+// BlockSignals blocks every signal but Interrupt's on the calling thread, which must be locked: a
+// signal during AddFDSend would make the program's call return 0 with no descriptor.
 func BlockSignals() {
-	all := ^uint64(0)
-	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_BLOCK, uintptr(unsafe.Pointer(&all)), 0, 8, 0, 0)
+	most := ^uint64(0) &^ (1 << (interrupting - 1))
+	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&most)), 0, 8, 0, 0)
 }
+
+// interrupting is a real-time signal that nobody else uses. Go's runtime has a handler for it, which
+// does nothing, but like all of Go's one that restarts what it interrupts.
+const interrupting = 42
+
+// Interrupt makes a call in which thread tid of this process waits fail with EINTR. Who is just about
+// to wait is not reached: do it again until it has taken notice.
+func Interrupt(tid int) error {
+	var act struct{ handler, flags, restorer, mask uintptr } // struct kernel_sigaction
+	_, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, interrupting, 0, uintptr(unsafe.Pointer(&act)), 8, 0, 0)
+	if e == 0 && act.flags&saRestart != 0 {
+		act.flags &^= saRestart
+		_, _, e = unix.RawSyscall6(unix.SYS_RT_SIGACTION, interrupting, uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
+	}
+	if e != 0 {
+		return e
+	}
+	return unix.Tgkill(unix.Getpid(), tid, interrupting)
+}
+
+const saRestart = 0x10000000
 
 // SetSyncWakeUp asks for a wake-up of the waiting side on the same CPU, which halves the latency of
 // a trapped call where the kernel knows it (6.6).
@@ -106,6 +127,13 @@ func (l Listener) Recv(n *Notif) unix.Errno {
 	*n = Notif{} // the kernel wants it zeroed
 	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(l), ioctlNotifRecv, uintptr(unsafe.Pointer(n)))
 	return e
+}
+
+// Over says whether no task is left under the filter (since Linux 5.9, by POLLHUP).
+func (l Listener) Over() bool {
+	fds := []unix.PollFd{{Fd: int32(l)}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0 && fds[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
 }
 
 // Continue lets the call run as if it had not been trapped.

@@ -21,10 +21,10 @@ package notify
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime"
-	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -42,78 +42,69 @@ type Supervisor struct {
 	cwds cwds
 	path [maxPath]byte // of the call at hand
 
-	pids  pidfds
-	pause [2]int // a pipe: writing wakes the receiver to end
+	pids pidfds
 
 	holds holds
 	left  leftovers
 
-	running sync.WaitGroup // the receiver
+	ending   atomic.Bool
+	receiver chan int      // the receiver's thread
+	received chan struct{} // closed when the receiver has ended
 }
 
 // Start begins to answer the calls that arrive on the listener, which it owns from now on. tree is
 // for Options.Paths, else nil.
 func Start(l sys.Listener, h intercept.Handler, tree intercept.Tree) (*Supervisor, error) {
-	s := &Supervisor{l: l, h: h, tree: tree}
+	s := &Supervisor{l: l, h: h, tree: tree, receiver: make(chan int, 1), received: make(chan struct{})}
 	if tree != nil {
 		if err := s.cwds.init(tree.Root()); err != nil {
 			unix.Close(int(l))
 			return nil, err
 		}
 	}
-	if err := unix.Pipe2(s.pause[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-		unix.Close(int(l))
-		return nil, fmt.Errorf("start supervisor: %w", err)
-	}
-	// Recv has no timeout and does not return when the last task is gone: poll before it, which
-	// says so with POLLHUP.
 	_ = l.SetSyncWakeUp() // before Linux 6.6 each call costs more, nothing else
 	s.pids.init()
 	s.holds.start(l)
-	s.running.Add(1)
 	go s.run()
 	return s, nil
 }
 
 // Close stops answering: trapped calls of tasks that still run fail with ENOSYS. It returns when
-// the receiver and every hold are gone.
+// the receiver and every hold are gone. It is called once.
 func (s *Supervisor) Close() {
-	unix.Write(s.pause[1], []byte{0})
-	s.running.Wait()
+	s.ending.Store(true)
+	for tid := <-s.receiver; ; {
+		_ = sys.Interrupt(tid)
+		select {
+		case <-s.received:
+		case <-time.After(time.Millisecond):
+			continue
+		}
+		break
+	}
 	s.holds.stop()
 	s.left.close()
 	unix.Close(int(s.l))
-	unix.Close(s.pause[0])
-	unix.Close(s.pause[1])
 }
 
-// Wait returns when the last task under the filter is gone (Linux 5.9 tells it by POLLHUP).
-func (s *Supervisor) Wait() { s.running.Wait() }
-
+// run receives, without polling before it, which would be a sixth of what a call costs: Close has to
+// interrupt it.
 func (s *Supervisor) run() {
-	defer s.running.Done()
+	defer close(s.received)
 	runtime.LockOSThread() // never unlocked: the thread, its signal mask with it, ends with the goroutine
 	sys.BlockSignals()
+	s.receiver <- unix.Gettid()
 	defer s.pids.close()
 	var n sys.Notif
-	fds := []unix.PollFd{{Fd: int32(s.l), Events: unix.POLLIN}, {Fd: int32(s.pause[0]), Events: unix.POLLIN}}
-	for {
-		fds[0].Revents, fds[1].Revents = 0, 0
-		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
-			return
-		}
-		if fds[1].Revents != 0 {
-			return
-		}
-		if fds[0].Revents&unix.POLLIN == 0 {
-			if fds[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0 {
-				return
-			}
-			continue
-		}
+	for !s.ending.Load() {
 		switch e := s.l.Recv(&n); e {
 		case 0:
-		case unix.EINTR, unix.ENOENT:
+		case unix.EINTR:
+			continue
+		case unix.ENOENT:
+			if s.l.Over() {
+				return
+			}
 			continue
 		default:
 			return
