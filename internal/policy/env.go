@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"path"
 	"slices"
 	"strings"
 )
@@ -36,10 +37,15 @@ func Imported(key string) bool {
 	})
 }
 
+// trusted are variables of the laptop that name the certificates which its programs trust.
+var trusted = []string{"SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+	"GIT_SSL_CAINFO", "AWS_CA_BUNDLE", "PIP_CERT", "HTTPLIB2_CA_CERTS", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE"}
+
 // Environment lays the pod's variables over the laptop's. Both are KEY=value lists; of a key that
 // stands twice the first counts, as getenv(3) has it. The result is in the laptop's order with the
-// pod's further keys after it.
-func Environment(laptop, pod []string) []string {
+// pod's further keys after it. A variable of the laptop's that names certificates is left out where
+// paths (nil: none) has the pod's file at that path, or none at all: the pod's programs trust without it.
+func Environment(laptop, pod []string, paths *Paths) []string {
 	from := make(map[string]string, len(pod))
 	var order []string
 	for _, kv := range pod {
@@ -59,6 +65,11 @@ func Environment(laptop, pod []string) []string {
 			out = append(out, v)
 			delete(from, key)
 			continue
+		}
+		if slices.Contains(trusted, key) && paths != nil {
+			if w, _ := paths.Decide(path.Clean(strings.TrimPrefix(kv, key+"="))); w == Pod {
+				continue
+			}
 		}
 		out = append(out, kv)
 	}

@@ -50,10 +50,25 @@ func TestEnvironmentOfThePodOverTheLaptops(t *testing.T) {
 	got := Environment(
 		[]string{"PATH=/laptop", "HOME=/home/me", "GREETING=laptop", "EDITOR=vi"},
 		[]string{"PATH=/pod", "HOME=/pod", "GREETING=pod", "POD_NAME=x", "POD_NAME=again", "GOPATH=/go", "LD_PRELOAD=x", "broken", "=odd", "NPM_CONFIG_X=1"},
+		nil,
 	)
 	want := []string{"PATH=/laptop", "HOME=/home/me", "GREETING=pod", "EDITOR=vi", "POD_NAME=x"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestTheLaptopsCertificatesAreNamedWhereTheyAreSeen(t *testing.T) {
+	paths := NewPaths(PathInput{Home: "/home/me", WorkDir: "/home/me", Glob: func(string) []string { return nil }})
+	laptop := []string{"SSL_CERT_FILE=/etc/ssl/corporate.pem", "NODE_EXTRA_CA_CERTS=/home/me/ca.pem", "CURL_CA_BUNDLE=/opt/ca.pem", "EDITOR=/opt/vi"}
+	pod := []string{"CURL_CA_BUNDLE=/var/run/ca.pem"}
+	want := []string{"NODE_EXTRA_CA_CERTS=/home/me/ca.pem", "CURL_CA_BUNDLE=/var/run/ca.pem", "EDITOR=/opt/vi"}
+	if diff := cmp.Diff(want, Environment(laptop, pod, paths)); diff != "" {
+		t.Error(diff)
+	}
+	want = append([]string{laptop[0]}, want...)
+	if diff := cmp.Diff(want, Environment(laptop, pod, nil)); diff != "" {
+		t.Errorf("without the pod's files: %s", diff)
 	}
 }
 

@@ -151,7 +151,7 @@ func (s *run) start(ctx context.Context, path string) (err error) {
 	t := s.pod.Target()
 	h := &handler{in: s.in, out: s.out, node: t.Hostname, nis: t.Domain, trouble: s.trouble}
 	spec := launch.Spec{
-		Path: path, Argv: s.o.Argv, Env: policy.Environment(s.o.Env, t.Env),
+		Path: path, Argv: s.o.Argv, Env: policy.Environment(s.o.Env, t.Env, s.files.paths),
 		Hostname: t.Hostname, Domain: t.Domain,
 		Serve: func(l sys.Listener) (err error) {
 			var tree intercept.Tree
