@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -27,6 +28,7 @@ type execFlags struct {
 	filesLaptop   []string
 	filesPod      []string
 	laptop        []string
+	follow        time.Duration
 	quiet         bool
 	cluster       clusterFlags
 	agent         agentFlags
@@ -71,6 +73,7 @@ cannot be executed, 127 when it was not found.`,
 	c.Flags().StringArrayVar(&f.filesLaptop, "files-laptop", nil, "a path that stays on the laptop (repeatable)")
 	c.Flags().StringArrayVar(&f.filesPod, "files-pod", nil, "a path that is the target's (repeatable)")
 	c.Flags().StringArrayVar(&f.laptop, "outgoing-laptop", nil, "ADDRESS[/BITS][:PORT] that is connected from the laptop (repeatable)")
+	c.Flags().DurationVar(&f.follow, "follow", time.Minute, "how long to wait for a pod in the place of one that ended; 0 ends PROGRAM with its pod")
 	c.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "print warnings and errors only")
 	f.cluster.add(c.Flags())
 	f.agent.add(c.Flags(), a.env)
@@ -90,7 +93,7 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 		return err
 	}
 	defer t.Close()
-	o.Replicas = t.replicas
+	o.Pod, o.Pods, o.All = t.pod, t.pods, true
 	o.Dial, o.Build, o.Target, o.Argv, o.Env, o.Stderr = t.Dial, Version, f.target, argv, a.env, a.stderr
 	code, err := session.Run(ctx, o)
 	if err != nil {
@@ -135,7 +138,10 @@ func (f *execFlags) options() (o session.Options, err error) {
 		}
 		o.Laptop = append(o.Laptop, r)
 	}
-	o.Quiet = f.quiet
+	if f.follow < 0 {
+		return o, fault.With(fmt.Errorf("--follow %v: a time below zero", f.follow), "--follow 5m")
+	}
+	o.Quiet, o.Follow = f.quiet, f.follow
 	return o, nil
 }
 

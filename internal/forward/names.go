@@ -31,11 +31,7 @@ type names struct {
 }
 
 func newNames(ctx context.Context, p *pod.Conn) (*names, error) {
-	st, err := p.Files(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("ask for the target's files: %w", err)
-	}
-	c := podfs.NewClient(st)
+	c := podfs.NewClient(p.Files)
 	defer c.Close()
 	read := func(name string) string {
 		b, errno := c.ReadFile(ctx, name, 1<<20)

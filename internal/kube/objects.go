@@ -250,7 +250,8 @@ type Event struct {
 type List[T any] struct {
 	Items []T `json:"items"`
 	Meta  struct {
-		Continue string `json:"continue,omitempty"`
+		Continue        string `json:"continue,omitempty"`
+		ResourceVersion string `json:"resourceVersion,omitempty"`
 	} `json:"metadata"`
 }
 

@@ -47,16 +47,22 @@ func (c *Client) Open(ctx context.Context, s Spec, o Options) (*Target, error) {
 		st.close()
 		return nil, err
 	}
-	t := &Target{Dial: st.dial, Pod: m.namespace + "/" + m.pod, Container: m.container, Close: st.close}
+	t := &Target{Dial: st.dial, Pod: m.pod, Container: m.container, Close: st.close}
 	if n := len(f.Pods); n > 1 && o.Replica == "" {
-		o.Notice(fmt.Sprintf("%s has %d pods: incoming traffic is that of all, all else that of %s (--replica one, --replica POD)", s, n, m.pod))
+		o.Notice(fmt.Sprintf("%s has %d pods: in the stead of %s (--replica POD)", s, n, m.pod))
 	}
-	if f.query != nil && o.Replica == "" {
-		r := &others{c: c, o: o, namespace: m.namespace, container: s.Container, first: m.uid, query: f.query, known: known}
-		t.Replicas = func(ctx context.Context, join Join, ready func()) {
-			r.join = join
-			r.run(ctx, f.Pods, ready)
+	r := &follower{c: c, o: o, namespace: m.namespace, container: s.Container, query: f.query, comes: comesAgain(s, p)}
+	pods := f.Pods
+	if o.Replica != "" && o.Replica != OneReplica { // that one, and no other
+		pods = []Pod{*p}
+		r.query, r.comes = onePod(m.pod), comesAgain(Spec{Kind: "pod"}, p)
+	}
+	t.Follow = func(ctx context.Context, all bool, first Seat, join Join, ready func()) error {
+		r.all, r.join = all && o.Replica == "", join
+		if r.all && len(pods) > 1 {
+			o.Notice("incoming traffic is that of all of them (--replica one)")
 		}
+		return r.run(ctx, first, m, pods, known, ready)
 	}
 	return t, nil
 }
@@ -78,7 +84,7 @@ func (c *Client) OpenTargetless(ctx context.Context, o Options) (*Target, error)
 		s.close()
 		return nil, err
 	}
-	return &Target{Dial: s.dial, Pod: m.namespace + "/" + s.agent.Pod, Container: agentContainer, Close: s.close}, nil
+	return &Target{Dial: s.dial, Pod: s.agent.Pod, Container: agentContainer, Close: s.close}, nil
 }
 
 func newStance(ctx context.Context, c *Client, m mark, o Options) *stance {

@@ -63,5 +63,5 @@ func (f *FS) lookup(ctx context.Context, parent *fs.Inode, p string, out *fuse.E
 		return nil, errno
 	}
 	f.fill(&a, &out.Attr)
-	return parent.NewInode(ctx, &node{f: f, path: p}, fs.StableAttr{Mode: a.Mode & syscall.S_IFMT, Ino: a.Ino}), 0
+	return parent.NewInode(ctx, &node{f: f, path: p}, stable(p, &a)), 0
 }

@@ -41,11 +41,11 @@ func openFiles(s *run, program string) (*files, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	st, err := s.pod.Files(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("ask for the pod's files: %w", err)
+	f.client = podfs.NewClient(s.pods.Files)
+	if _, errno := f.client.Stat(ctx, "/"); errno != 0 {
+		f.client.Close()
+		return nil, fmt.Errorf("ask for the pod's files: %w", errno)
 	}
-	f.client = podfs.NewClient(st)
 	real, err := filepath.EvalSymlinks(program)
 	if err != nil {
 		real = program
@@ -57,6 +57,16 @@ func openFiles(s *run, program string) (*files, error) {
 		Glob: func(pattern string) []string { m, _ := filepath.Glob(pattern); return m },
 	})
 	return f, nil
+}
+
+// move is called when another pod is stood for.
+func (f *files) move() {
+	if f.client != nil {
+		f.client.Move()
+	}
+	if f.fs != nil {
+		f.fs.Moved()
+	}
 }
 
 func (f *files) close() {

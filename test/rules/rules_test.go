@@ -24,7 +24,7 @@ var mayImport = map[string][]string{
 	"internal/session":          {"internal/session/", "internal/intercept", "internal/intercept/", "internal/launch", "internal/podfs", "internal/policy", "internal/tunnel", "internal/wire", "internal/fault", "internal/sys"},
 	"internal/session/pod":      {"internal/tunnel", "internal/wire", "internal/fault"},
 	"internal/session/outgoing": {"internal/intercept", "internal/policy", "internal/tunnel", "internal/wire", "internal/inet"},
-	"internal/session/replicas": {"internal/session/pod", "internal/tunnel", "internal/wire"},
+	"internal/session/seats":    {"internal/session/pod", "internal/tunnel", "internal/wire", "internal/fault"},
 	"internal/session/incoming": {"internal/intercept", "internal/session/pod", "internal/tunnel", "internal/wire", "internal/inet", "internal/fault"},
 
 	"internal/forward": {"internal/session/pod", "internal/podfs", "internal/tunnel", "internal/wire", "internal/fault"},
