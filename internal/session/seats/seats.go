@@ -163,7 +163,6 @@ func (r *Room) join(ctx context.Context, name, whom string, dial tunnel.Dialer) 
 		return nil, err
 	}
 	s.conn = conn
-	s.catchUp(ctx) // before anything leaves from there
 	r.mu.Lock()
 	if r.ctx.Err() != nil {
 		r.mu.Unlock()
@@ -173,7 +172,7 @@ func (r *Room) join(ctx context.Context, name, whom string, dial tunnel.Dialer) 
 	r.seats = append(r.seats, s)
 	r.work.Go(s.keep)
 	r.mu.Unlock()
-	s.catchUp(ctx) // what was asked for meanwhile
+	s.catchUp(ctx) // before it is stood for
 	r.settle(nil)
 	return s, nil
 }
