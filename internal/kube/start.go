@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/stead-dev/stead/internal/fault"
@@ -139,14 +140,14 @@ type start struct {
 	namespace string
 	pods      url.Values                 // the query that finds its pod
 	read      func(*Pod) (*Agent, error) // the agent in the pod, nil if it is not this one; why it will not start
-	job       string                     // the UID of its Job, "" for none
+	name, job string                     // of its Job: name and UID, "" for none
 	describe  string                     // what kubectl describe wants to hear
 }
 
 func ofJob(j *Job) *start {
 	selector := labelAgent + "=" + j.Meta.Name
 	return &start{
-		namespace: j.Meta.Namespace, job: j.Meta.UID, describe: "job,pod -l " + selector,
+		namespace: j.Meta.Namespace, name: j.Meta.Name, job: j.Meta.UID, describe: "job,pod -l " + selector,
 		pods: url.Values{"labelSelector": {selector}},
 		read: func(p *Pod) (*Agent, error) {
 			a := agentOf(p)
@@ -164,9 +165,12 @@ func (c *Client) await(ctx context.Context, m mark, o *Options, st *start) (*Age
 	tctx, cancel := context.WithTimeoutCause(ctx, o.StartupTimeout, fmt.Errorf("it did not answer within %v", o.StartupTimeout))
 	defer cancel()
 	pods := make(chan watchEvent[Pod])
-	ended := make(chan struct{})
-	go func() { defer close(ended); c.follow(tctx, st.namespace, st.pods, pods) }()
-	defer func() { cancel(); <-ended }()
+	var work sync.WaitGroup
+	defer func() { cancel(); work.Wait() }()
+	work.Go(func() { c.follow(tctx, st.namespace, st.pods, pods) })
+	if st.job != "" { // one that takes its time is not to end meanwhile
+		work.Go(func() { c.renew(tctx, o, st.namespace, st.name, renewEvery) })
+	}
 
 	type attempt struct {
 		conn net.Conn
