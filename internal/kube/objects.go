@@ -54,6 +54,12 @@ type PodSpec struct {
 	Containers                    []Container       `json:"containers"`
 	EphemeralContainers           []Container       `json:"ephemeralContainers,omitempty"`
 	NodeSelector                  map[string]string `json:"nodeSelector,omitempty"`
+	ReadinessGates                []ReadinessGate   `json:"readinessGates,omitempty"`
+}
+
+// ReadinessGate is a condition that somebody else sets.
+type ReadinessGate struct {
+	ConditionType string `json:"conditionType"`
 }
 
 // LocalReference names an object of the same namespace.

@@ -82,3 +82,43 @@ func TestTheWayIsMeasured(t *testing.T) {
 		t.Errorf("exit code %d: %s%s", r.code, r.stdout, r.stderr)
 	}
 }
+
+func TestWhatReachesTheTargetIsPrinted(t *testing.T) {
+	c := exec.Command(stead, "dump", "-n", namespace, "--target", "deployment/bare", "-p", "8080")
+	c.Env, c.Dir = environment(), work
+	var said strings.Builder
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	errs, err := c.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if l, _ := bufio.NewReader(errs).ReadString('\n'); !strings.Contains(l, "port 8080 of deployment/bare") {
+		t.Errorf("it says %q", l)
+	}
+	client := kubectl("get", "pod", "client", "-o", "jsonpath={.status.podIP}").stdout
+	if r := call("http://bare/printed", "2"); strings.Count(r.stdout, "pod bare-") != 2 { // the app answers
+		t.Errorf("%s%s", r.stdout, r.stderr)
+	}
+	ends := 0
+	for lines := bufio.NewScanner(out); ends < 2 && lines.Scan(); {
+		fmt.Fprintln(&said, lines.Text())
+		if strings.HasSuffix(lines.Text(), " ends") {
+			ends++
+		}
+	}
+	c.Process.Signal(interrupt)
+	if err := c.Wait(); err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{"GET /printed HTTP/1.1", "Host: bare", "#1 " + client + ":", "#2 " + client + ":", "-> :8080"} {
+		if !strings.Contains(said.String(), want) {
+			t.Errorf("%q is not printed:\n%s", want, said.String())
+		}
+	}
+}
