@@ -24,6 +24,7 @@ type execFlags struct {
 	targetless    bool
 	steal, mirror bool
 	noIncoming    bool
+	stealProbes   bool
 	files         string
 	filesLaptop   []string
 	filesPod      []string
@@ -69,6 +70,7 @@ cannot be executed, 127 when it was not found.`,
 	c.Flags().BoolVar(&f.steal, "steal", false, "bring the target's new connections to the program instead of the app")
 	c.Flags().BoolVar(&f.mirror, "mirror", false, "copy the target's connections to the program while the app answers (default)")
 	c.Flags().BoolVar(&f.noIncoming, "no-incoming", false, "leave the target's incoming traffic alone")
+	c.Flags().BoolVar(&f.stealProbes, "steal-probes", false, "bring the kubelet's HTTP probes to the program, too (default: the app goes on answering them)")
 	c.Flags().StringVar(&f.files, "files", string(session.DoorAuto), "how the target's files are shown: auto, mount, trap or none")
 	c.Flags().StringArrayVar(&f.filesLaptop, "files-laptop", nil, "a path that stays on the laptop (repeatable)")
 	c.Flags().StringArrayVar(&f.filesPod, "files-pod", nil, "a path that is the target's (repeatable)")
@@ -94,6 +96,9 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 	}
 	defer t.Close()
 	o.Pod, o.Pods, o.All = t.pod, t.pods, true
+	if !f.stealProbes {
+		o.Probes = t.probes
+	}
 	o.Dial, o.Build, o.Target, o.Argv, o.Env, o.Stderr = t.Dial, Version, f.target, argv, a.env, a.stderr
 	code, err := session.Run(ctx, o)
 	if err != nil {

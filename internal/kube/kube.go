@@ -92,6 +92,7 @@ type Target struct {
 	Dial      tunnel.Dialer
 	Pod       string
 	Container string
+	Probes    map[uint16][]string // paths that the kubelet asks it for, by port
 	Close     func()
 
 	// Follow follows the target's pods until ctx ends; nil where there is that one alone. It takes a seat

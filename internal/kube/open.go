@@ -47,7 +47,7 @@ func (c *Client) Open(ctx context.Context, s Spec, o Options) (*Target, error) {
 		st.close()
 		return nil, err
 	}
-	t := &Target{Dial: st.dial, Pod: m.pod, Container: m.container, Close: st.close}
+	t := &Target{Dial: st.dial, Pod: m.pod, Container: m.container, Probes: httpProbes(p), Close: st.close}
 	if n := len(f.Pods); n > 1 && o.Replica == "" {
 		o.Notice(fmt.Sprintf("%s has %d pods: in the stead of %s (--replica POD)", s, n, m.pod))
 	}

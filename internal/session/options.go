@@ -30,6 +30,7 @@ type Options struct {
 	Dir  string   // the working directory, absolute
 
 	Incoming wire.Mode            // empty: incoming traffic is left alone
+	Probes   map[uint16][]string  // paths of the kubelet's probes, by port, that are not stolen
 	Laptop   []policy.AddressRule // destinations that stay on the laptop
 	Files    Files
 

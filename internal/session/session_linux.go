@@ -97,7 +97,7 @@ func (s *run) close() {
 
 // attach reaches the agent, and those beside the target's other pods.
 func (s *run) attach(ctx context.Context) error {
-	s.in = incoming.New(incoming.Config{Mode: s.o.Incoming, Trouble: s.trouble, Notice: s.notice})
+	s.in = incoming.New(incoming.Config{Mode: s.o.Incoming, Probes: s.o.Probes, Trouble: s.trouble, Notice: s.notice})
 	s.pods = seats.New(seats.Config{
 		Target: s.o.Target, Hello: wire.Hello{Build: s.o.Build, Secret: s.o.Secret}, Wait: s.o.Follow,
 		Incoming: s.in.Serve, Event: s.event, Notice: s.tell, Trouble: s.trouble, Moved: s.moved,

@@ -340,7 +340,7 @@ func TestAPodThatHasNoSuccessorEndsTheProgramWithTheReason(t *testing.T) {
 		{"deployment/bare", podOf(t, "bare"), []string{"--follow", "0"}, []string{"delete", "pod", podOf(t, "bare"), "--wait=false"}},
 	} {
 		t.Run(c.target, func(t *testing.T) {
-			s := begin(t, c.target, append(c.flags, "--no-incoming"), "sh", "-c", "cat /etc/hostname; sleep 1000")
+			s := begin(t, c.target, append(c.flags, "--no-incoming"), "sh", "-c", "cat /etc/hostname; exec sleep 1000")
 			s.expect(c.name)
 			if r := kubectl(c.end...); r.code != 0 {
 				t.Fatal(r.stderr)
