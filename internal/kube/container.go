@@ -84,6 +84,12 @@ func (g *HTTPGet) number(c *Container) uint16 {
 	return 0
 }
 
+// onLostNode says whether the cluster hears nothing of the pod's node: it calls the pod not ready then,
+// and leaves what the kubelet said of its containers.
+func onLostNode(p *Pod) bool {
+	return has(p.Status.Conditions, "ContainersReady") != nil && has(p.Status.Conditions, "Ready") == nil && len(p.Spec.ReadinessGates) == 0
+}
+
 // usable says whether a session may stand in the container's stead, with the reason and what helps
 // if not.
 func usable(p *Pod, container string) error {

@@ -167,7 +167,7 @@ type view struct {
 	m      mark
 	usable bool // an agent can stand there
 	ready  bool
-	ending bool // it is being deleted
+	ending bool // it is being deleted, or its node is lost
 }
 
 func (r *follower) views(pods []Pod) []view {
@@ -176,7 +176,7 @@ func (r *follower) views(pods []Pod) []view {
 		p := &pods[i]
 		p.Meta.Namespace = r.namespace
 		name, _, err := ChooseContainer(p, r.container)
-		v := view{m: markOf(p, name), ending: p.Meta.DeletionTimestamp != nil}
+		v := view{m: markOf(p, name), ending: p.Meta.DeletionTimestamp != nil || onLostNode(p)}
 		v.usable = err == nil && v.m.id != "" && usable(p, name) == nil
 		v.ready = v.usable && has(p.Status.Conditions, "Ready") != nil
 		out = append(out, v)

@@ -86,6 +86,31 @@ func TestWhatIsDoneAboutTheTargetsPods(t *testing.T) {
 	}
 }
 
+func TestAPodOfALostNodeGivesWay(t *testing.T) {
+	at := func(ready, containers string) Pod {
+		return Pod{Meta: Meta{Name: "a", UID: "uid-a"}, Spec: PodSpec{Containers: []Container{{Name: "app"}}}, Status: PodStatus{
+			Conditions:        []Condition{{Type: "Ready", Status: ready}, {Type: "ContainersReady", Status: containers}},
+			ContainerStatuses: []ContainerStatus{{Name: "app", ContainerID: "containerd://1", State: ContainerState{Running: &Running{}}}}}}
+	}
+	gated := at("False", "True")
+	gated.Spec.ReadinessGates = []ReadinessGate{{ConditionType: "example.com/lb"}}
+	for _, c := range []struct {
+		what          string
+		pod           Pod
+		ready, ending bool
+	}{
+		{"all is well", at("True", "True"), true, false},
+		{"its containers are not ready", at("False", "False"), false, false},
+		{"the node is lost", at("False", "True"), false, true},
+		{"somebody else says that it is not ready", gated, false, false},
+	} {
+		v := (&follower{}).views([]Pod{c.pod})[0]
+		if v.ready != c.ready || v.ending != c.ending {
+			t.Errorf("%s: %+v", c.what, v)
+		}
+	}
+}
+
 func TestWhetherAnotherPodMayCome(t *testing.T) {
 	owned := func(kind string) *Pod {
 		return &Pod{Meta: Meta{OwnerReferences: []OwnerReference{{Kind: kind}}}}

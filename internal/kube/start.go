@@ -379,8 +379,7 @@ func (c *Client) nodeLost(ctx context.Context, m mark, node string) error {
 		}
 	case isStatus(err, http.StatusForbidden): // a developer need not have that right
 		var p Pod
-		if c.get(ctx, lookupKind("pod").path(m.namespace)+"/"+m.pod, nil, &p) == nil &&
-			has(p.Status.Conditions, "ContainersReady") != nil && has(p.Status.Conditions, "Ready") == nil && len(p.Spec.ReadinessGates) == 0 {
+		if c.get(ctx, lookupKind("pod").path(m.namespace)+"/"+m.pod, nil, &p) == nil && onLostNode(&p) {
 			return lost("the cluster calls pod " + m.pod + " there not ready, though its containers are")
 		}
 	}

@@ -119,7 +119,7 @@ case ${1:-} in
     done; done ;;
   restart) [ -s "$N/$2.sh" ] || { echo "error: the node has no part $2" >&2; exit 2; }
     exec nsenter -t "$(init_pid)" -m -n -p -u -i -C -- bash -c '
-      p=$(cat "$0/$1.nspid"); kill -9 "$p"; while kill -0 "$p" 2>/dev/null && ! grep -q "^State:.Z" "/proc/$p/status"; do sleep 0.02; done
+      p=$(cat "$0/$1.nspid"); kill -9 "$p"; t=(x); while [ ${#t[@]} != 0 ]; do sleep 0.02; t=(); for d in "/proc/$p/task/"*; do grep -qs "^State:.[^ZX]" "$d/status" && t+=("$d"); done; done   # every thread: each holds the ports
       setsid bash "$0/$1.sh" >> "$0/log/$1.log" 2>&1 < /dev/null & echo $! > "$0/$1.nspid"' "$N" "$2" ;;
   cut|join) nsenter -t "$(cat "$RUN/switch.pid")" -n ip link set "sw$2" "$([ "$1" = cut ] && echo down || echo up)" ;;
   enter) shift; KUBECONFIG=$RUN/pki/admin.kubeconfig exec nsenter -t "$(init_pid)" -m -n -p -u -i -C -- "$@" ;;
