@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -74,19 +75,23 @@ func (r *follower) run(ctx context.Context, first Seat, m mark, initial []Pod, k
 	r.stands, r.dead = make(map[string]*stand), make(map[string]bool)
 	r.rest, r.said = make(map[string]time.Time), make(map[string]bool)
 	r.news = make(chan news)
-	pods := make(chan []Pod)
+	pods, blind := make(chan []Pod), make(chan error, 1)
 	defer r.work.Wait()
 	defer cancel()
-	r.work.Go(func() { r.c.survey(ctx, r.namespace, r.query, pods) })
+	r.work.Go(func() { blind <- r.c.survey(ctx, r.namespace, r.query, pods) })
 	st := r.newStand(ctx, m)
 	st.seat, st.began = first, time.Now()
 	r.work.Go(func() { r.watch(ctx, st, first) })
 	r.settle(ctx, initial, known, true)
 	begun := false
+	var unseen error // why nobody tells of the pods
 	for now := initial; ; r.settle(ctx, now, nil, false) {
 		if !begun && !slices.ContainsFunc(slices.Collect(maps.Values(r.stands)), func(st *stand) bool { return st.initial }) {
 			begun = true
 			ready()
+		}
+		if len(r.stands) == 0 && unseen != nil {
+			return fmt.Errorf("its pods cannot be followed: %w", unseen)
 		}
 		if len(r.stands) == 0 && !r.comes && !r.hopeful(now) {
 			return fault.With(errors.New("it has no pod any more"), "kubectl -n "+r.namespace+" get pods")
@@ -99,6 +104,7 @@ func (r *follower) run(ctx context.Context, first Seat, m mark, initial []Pod, k
 		case <-ctx.Done():
 			return nil
 		case now = <-pods:
+		case unseen = <-blind:
 		case n := <-r.news:
 			r.take(n)
 		case <-again:
@@ -322,8 +328,9 @@ func (r *follower) tell(ctx context.Context, n news) {
 	}
 }
 
-// survey sends the pods of a query, now and whenever one of them has changed, until ctx ends.
-func (c *Client) survey(ctx context.Context, ns string, query url.Values, out chan<- []Pod) {
+// survey sends the pods of a query, now and whenever one of them has changed, until ctx ends or the
+// user may not see them.
+func (c *Client) survey(ctx context.Context, ns string, query url.Values, out chan<- []Pod) error {
 	path := lookupKind("pod").path(ns)
 	now := make(map[string]Pod)
 	send := func() {
@@ -335,6 +342,9 @@ func (c *Client) survey(ctx context.Context, ns string, query url.Values, out ch
 	for pause := time.Duration(0); ctx.Err() == nil; {
 		pods, version, err := listAt[Pod](ctx, c, path, query)
 		pause = min(max(2*pause, 100*time.Millisecond), surveyMost)
+		if isStatus(err, http.StatusForbidden) {
+			return err
+		}
 		if err == nil {
 			pause = 0
 			clear(now)
@@ -357,4 +367,5 @@ func (c *Client) survey(ctx context.Context, ns string, query url.Values, out ch
 		case <-time.After(max(pause, 100*time.Millisecond)):
 		}
 	}
+	return nil
 }
