@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/stead-dev/stead/internal/podfs"
-	"github.com/stead-dev/stead/internal/session/pod"
 )
 
 // Latency measures the way to the agent beside the target and back, count times one after the other,
@@ -17,7 +16,7 @@ import (
 func Latency(ctx context.Context, o Options, count int, to Local, out io.Writer) error {
 	began := time.Now()
 	r := &run{o: o, ctx: ctx}
-	if err := r.join(pod.Handlers{}); err != nil {
+	if err := r.join(nil); err != nil {
 		return err
 	}
 	defer r.pod.Close()

@@ -213,6 +213,46 @@ func TestTheSurveyHoldsWhatIsThereAlsoAfterAWatchThatBroke(t *testing.T) {
 	<-done
 }
 
+func TestThatThePodsMayNotBeSeenIsToldWhenTheOneThereEnds(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusForbidden)
+		json.NewEncoder(w).Encode(Status{Message: `pods is forbidden: User "ann" cannot list resource "pods" in API group "" in the namespace "shop"`})
+	}))
+	defer s.Close()
+	base, _ := url.Parse(s.URL)
+	c := &Client{Server: s.URL, config: &rest.Config{}, http: s.Client(), base: base}
+	r := &follower{c: c, o: Options{}.withDefaults(), namespace: "shop", query: onePod("a"), comes: true}
+	first := &endedSeat{done: make(chan struct{})}
+	m := mark{namespace: "shop", pod: "a", uid: "1", container: "app", id: "x"}
+	over := make(chan error)
+	ready := make(chan struct{})
+	go func() {
+		over <- r.run(t.Context(), first, m, []Pod{{Meta: Meta{Name: "a", UID: "1"}}}, nil, func() { close(ready) })
+	}()
+	<-ready
+	select {
+	case err := <-over:
+		t.Fatalf("it ends while the pod is there: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(first.done)
+	if err := <-over; err == nil || !strings.Contains(err.Error(), "cannot be followed: ann may not list pods") {
+		t.Errorf("it ends with %v", err)
+	}
+	if first.left != 1 {
+		t.Errorf("left %d times", first.left)
+	}
+}
+
+// endedSeat ends when the test says so.
+type endedSeat struct {
+	seat
+	done chan struct{}
+}
+
+func (s *endedSeat) Done() <-chan struct{} { return s.done }
+func (s *endedSeat) TargetGone() bool      { return true }
+
 // Status is the API server's word on a watch that cannot go on.
 type Status struct {
 	Message string `json:"message"`

@@ -215,7 +215,8 @@ func (s *run) wait(ctx context.Context) (int, error) {
 			return 0, context.Cause(ctx)
 		case <-s.pods.Lost():
 			s.end()
-			return 0, s.pods.Err()
+			err := s.pods.Err()
+			return 0, fault.With(fmt.Errorf("%w; the program was ended", err), fault.Hint(err))
 		}
 	}
 	s.end()

@@ -345,7 +345,7 @@ func TestAPodThatHasNoSuccessorEndsTheProgramWithTheReason(t *testing.T) {
 			if r := kubectl(c.end...); r.code != 0 {
 				t.Fatal(r.stderr)
 			}
-			if code := s.end(); code != 125 || !strings.Contains(s.stderr(), "error: pod "+c.name+" ended, so the program was ended") || strings.Count(s.stderr(), "hint: ") != 1 {
+			if code := s.end(); code != 125 || !strings.Contains(s.stderr(), "error: pod "+c.name+" ended") || !strings.Contains(s.stderr(), "; the program was ended\n") || strings.Count(s.stderr(), "hint: ") != 1 {
 				t.Errorf("exit code %d: %s", code, s.stderr())
 			}
 		})

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // beside starts a command of stead that goes on beside the test, and gives what matches in the line
@@ -64,6 +65,39 @@ func TestPortsAreForwardedThroughTheTarget(t *testing.T) {
 		resp.Body.Close()
 		if !strings.HasPrefix(string(b), "pod bare-") || !strings.Contains(string(b), "/forwarded") {
 			t.Errorf("%q", b)
+		}
+	})
+	t.Run("through a pod that is replaced", func(t *testing.T) {
+		m := beside(t, `(127\.0\.0\.1:\d+)`, "port-forward", "--target", "deployment/bare", "-L", "0:db:80")
+		from := func() string { // as db sees it
+			c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: limit}
+			resp, err := c.Get("http://" + m[1] + "/")
+			if err != nil {
+				return err.Error()
+			}
+			defer resp.Body.Close()
+			b, _ := io.ReadAll(resp.Body)
+			ip, _, _ := strings.Cut(string(b), ":")
+			return ip
+		}
+		old := podOf(t, "bare")
+		if got, want := from(), podsOf(t, "bare")[old]; got != want {
+			t.Errorf("it leaves from %s, not %s", got, want)
+		}
+		if r := kubectl("delete", "pod", old, "--wait=false"); r.code != 0 {
+			t.Fatal(r.stderr)
+		}
+		want := ""
+		for _, want = range podsOf(t, "bare") {
+		}
+		last := ""
+		for end := time.Now().Add(limit); time.Now().Before(end) && last != want; time.Sleep(200 * time.Millisecond) {
+			last = from()
+		}
+		if last != want {
+			t.Errorf("it leaves from %s, not %s", last, want)
+		}
+		for end := time.Now().Add(limit); time.Now().Before(end) && call("http://bare/", "1").code != 0; {
 		}
 	})
 	t.Run("to the laptop", func(t *testing.T) {

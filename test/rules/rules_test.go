@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 	"internal/session/seats":    {"internal/session/pod", "internal/tunnel", "internal/wire", "internal/fault"},
 	"internal/session/incoming": {"internal/intercept", "internal/session/pod", "internal/tunnel", "internal/wire", "internal/inet", "internal/fault"},
 
-	"internal/forward": {"internal/session/pod", "internal/podfs", "internal/tunnel", "internal/wire", "internal/fault"},
+	"internal/forward": {"internal/session/pod", "internal/session/seats", "internal/podfs", "internal/tunnel", "internal/wire", "internal/fault"},
 
 	"internal/launch":           {"internal/intercept/mountns", "internal/intercept/notify", "internal/sys", "internal/fault"},
 	"internal/intercept/notify": {"internal/intercept", "internal/sys", "internal/inet", "internal/fault"},

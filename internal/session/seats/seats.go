@@ -278,9 +278,9 @@ func (r *Room) settle(without *Seat) {
 
 // failLocked ends the session. why is why no other pod is there.
 func (r *Room) failLocked(why error) {
-	r.err = fmt.Errorf("pod %s ended, so the program was ended", r.last.name)
+	r.err = fmt.Errorf("pod %s ended", r.last.name)
 	if !r.last.targetGone() {
-		r.err = fmt.Errorf("lost the agent beside %s, so the program was ended: %w", r.c.Target, r.last.conn.Err())
+		r.err = fmt.Errorf("lost the agent beside %s: %w", r.c.Target, r.last.conn.Err())
 	}
 	if why != nil && why != errUnfollowed {
 		r.err = fmt.Errorf("%w: %w", r.err, why)

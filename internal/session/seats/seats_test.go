@@ -471,7 +471,7 @@ func TestWhoIsLostForGoodIsTold(t *testing.T) {
 		try(t, time.Minute, func(t *testing.T, b *bench, first *agent, p *pods) {
 			began := time.Now()
 			first.dies(true)
-			lost(t, b, "pod b ended, so the program was ended: none was there to stand for within 1m0s")
+			lost(t, b, "pod b ended: none was there to stand for within 1m0s")
 			if d := time.Since(began); d < time.Minute || d > 61*time.Second {
 				t.Errorf("after %v", d)
 			}
@@ -482,7 +482,7 @@ func TestWhoIsLostForGoodIsTold(t *testing.T) {
 			first.dies(true)
 			time.Sleep(time.Second)
 			p.over <- errors.New("it has no pod any more")
-			lost(t, b, "pod b ended, so the program was ended: it has no pod any more")
+			lost(t, b, "pod b ended: it has no pod any more")
 		})
 	})
 	t.Run("where none will come any more, with the last", func(t *testing.T) {
@@ -495,14 +495,14 @@ func TestWhoIsLostForGoodIsTold(t *testing.T) {
 			default:
 			}
 			first.dies(false)
-			lost(t, b, "lost the agent beside deployment/orders, so the program was ended: ", "it has no pod any more")
+			lost(t, b, "lost the agent beside deployment/orders: ", "it has no pod any more")
 		})
 	})
 	t.Run("with its pod, where nobody wants to wait", func(t *testing.T) {
 		try(t, 0, func(t *testing.T, b *bench, first *agent, p *pods) {
 			p.come(t, b.agent("c"))
 			first.dies(true)
-			lost(t, b, "pod b ended, so the program was ended")
+			lost(t, b, "pod b ended")
 			b.expect(t)
 		})
 	})
