@@ -38,12 +38,13 @@ type ports struct {
 
 // subscription is one session's wish for one port.
 type subscription struct {
-	id    uint64
-	x     *session
-	port  uint16
-	mode  wire.Mode
-	note  tunnel.Stream // for events
-	claim *claim        // of the port that it steals
+	id     uint64
+	x      *session
+	port   uint16
+	mode   wire.Mode
+	probes *probes       // that are left to the app, nil for none
+	note   tunnel.Stream // for events
+	claim  *claim        // of the port that it steals
 
 	dropped atomic.Uint64 // copies given up
 	telling atomic.Bool   // news of lost packets is under way
@@ -137,6 +138,9 @@ func (x *session) subscribe(ctx context.Context, st tunnel.Stream, o *wire.Open)
 		return
 	}
 	sub := &subscription{x: x, port: s.Port, mode: s.Mode, note: st}
+	if s.Mode == wire.Steal && len(s.Probes) > 0 {
+		sub.probes = newProbes(s.Probes)
+	}
 	reply := x.s.ports.add(sub)
 	if reply.Errno == 0 {
 		defer x.s.ports.remove(sub)
@@ -261,7 +265,7 @@ func (p *ports) caught(e *engine, c net.Conn, called netip.AddrPort) {
 	go func() {
 		defer e.work.Done()
 		remote, _ := addrPortOf(c.RemoteAddr())
-		if s != nil {
+		if s != nil && !s.probes.has(c, remote) {
 			st, err := s.x.offer(p.ctx, wire.Incoming{Subscription: s.id, Remote: remote, Local: called})
 			if err == nil {
 				tunnel.Relay(p.ctx, c, st)

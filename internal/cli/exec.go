@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,10 +25,12 @@ type execFlags struct {
 	targetless    bool
 	steal, mirror bool
 	noIncoming    bool
+	stealProbes   bool
 	files         string
 	filesLaptop   []string
 	filesPod      []string
 	laptop        []string
+	follow        time.Duration
 	quiet         bool
 	cluster       clusterFlags
 	agent         agentFlags
@@ -68,10 +71,12 @@ cannot be executed, 127 when it was not found.`,
 	c.Flags().BoolVar(&f.steal, "steal", false, "bring the target's new connections to the program instead of the app")
 	c.Flags().BoolVar(&f.mirror, "mirror", false, "copy the target's connections to the program while the app answers (default)")
 	c.Flags().BoolVar(&f.noIncoming, "no-incoming", false, "leave the target's incoming traffic alone")
+	c.Flags().BoolVar(&f.stealProbes, "steal-probes", false, "bring the kubelet's HTTP probes to the program, too (default: the app goes on answering them)")
 	c.Flags().StringVar(&f.files, "files", string(session.DoorAuto), "how the target's files are shown: auto, mount, trap or none")
 	c.Flags().StringArrayVar(&f.filesLaptop, "files-laptop", nil, "a path that stays on the laptop (repeatable)")
 	c.Flags().StringArrayVar(&f.filesPod, "files-pod", nil, "a path that is the target's (repeatable)")
 	c.Flags().StringArrayVar(&f.laptop, "outgoing-laptop", nil, "ADDRESS[/BITS][:PORT] that is connected from the laptop (repeatable)")
+	c.Flags().DurationVar(&f.follow, "follow", time.Minute, "how long to wait for a pod in the place of one that ended; 0 ends PROGRAM with its pod")
 	c.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "print warnings and errors only")
 	f.cluster.add(c.Flags())
 	f.agent.add(c.Flags(), a.env)
@@ -96,7 +101,10 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 		return err
 	}
 	defer t.Close()
-	o.Replicas = t.replicas
+	o.Pod, o.Pods, o.All = t.pod, t.pods, true
+	if !f.stealProbes {
+		o.Probes = t.probes
+	}
 	o.Dial, o.Build, o.Target, o.Argv, o.Env, o.Stderr = t.Dial, Version, f.target, argv, a.env, a.stderr
 	code, err := session.Run(ctx, o)
 	if err != nil {
@@ -141,7 +149,10 @@ func (f *execFlags) options() (o session.Options, err error) {
 		}
 		o.Laptop = append(o.Laptop, r)
 	}
-	o.Quiet = f.quiet
+	if f.follow < 0 {
+		return o, fault.With(fmt.Errorf("--follow %v: a time below zero", f.follow), "--follow 5m")
+	}
+	o.Quiet, o.Follow = f.quiet, f.follow
 	return o, nil
 }
 

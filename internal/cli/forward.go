@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -17,12 +18,14 @@ import (
 // targetFlags are those of every command that stands an agent beside a target.
 type targetFlags struct {
 	target  string
+	follow  time.Duration
 	cluster clusterFlags
 	agent   agentFlags
 }
 
 func (f *targetFlags) add(a *app, c *cobra.Command) {
 	c.Flags().StringVarP(&f.target, "target", "t", "", "KIND/NAME[/container/NAME], label/KEY=VALUE, playground/POD, process/PID")
+	c.Flags().DurationVar(&f.follow, "follow", time.Minute, "how long to wait for a pod in the place of one that ended; 0 ends with the pod")
 	f.cluster.add(c.Flags())
 	f.agent.add(c.Flags(), a.env)
 }
@@ -39,7 +42,7 @@ func (a *app) withTarget(ctx context.Context, tf *targetFlags, f func(context.Co
 		return err
 	}
 	defer t.Close()
-	return f(ctx, forward.Options{Dial: t.Dial, Build: Version, Target: tf.target, Log: a.stderr})
+	return f(ctx, forward.Options{Dial: t.Dial, Pod: t.pod, Pods: t.pods, Follow: tf.follow, Build: Version, Target: tf.target, Log: a.stderr})
 }
 
 func newPortForwardCommand(a *app) *cobra.Command {

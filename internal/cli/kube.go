@@ -13,7 +13,8 @@ import (
 	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/kube"
 	"github.com/stead-dev/stead/internal/local"
-	"github.com/stead-dev/stead/internal/session/replicas"
+	"github.com/stead-dev/stead/internal/session/seats"
+	"github.com/stead-dev/stead/internal/tunnel"
 )
 
 // clusterFlags say which cluster and as whom, as kubectl's do.
@@ -138,7 +139,10 @@ func isLocal(target string) bool {
 // standing is a target with an agent beside it.
 type standing struct {
 	local.Target
-	replicas replicas.Source // of its further pods, nil for none
+	pod  string       // "" where that is the target itself
+	pods seats.Source // follows its pods, nil where there is that one alone
+
+	probes map[uint16][]string // paths that the kubelet asks it for, by port
 }
 
 // openTarget stands an agent beside the target, wherever that is.
@@ -148,7 +152,11 @@ func (a *app) openTarget(ctx context.Context, target string, cf *clusterFlags, a
 		if err != nil {
 			return nil, err
 		}
-		return &standing{Target: *t}, nil
+		st := &standing{Target: *t}
+		if t.Stays != nil {
+			st.pods = seats.Same(target, t.Dial, t.Stays)
+		}
+		return st, nil
 	}
 	var spec kube.Spec
 	o, err := af.options()
@@ -174,9 +182,17 @@ func (a *app) openTarget(ctx context.Context, target string, cf *clusterFlags, a
 	if err != nil {
 		return nil, err
 	}
-	s := &standing{Target: local.Target{Dial: t.Dial, Close: t.Close}}
-	if t.Replicas != nil {
-		s.replicas = func(ctx context.Context, join replicas.Join, ready func()) { t.Replicas(ctx, kube.Join(join), ready) }
+	s := &standing{Target: local.Target{Dial: t.Dial, Close: t.Close}, pod: t.Pod, probes: t.Probes}
+	if t.Follow != nil {
+		s.pods = func(ctx context.Context, all bool, first *seats.Seat, join seats.Join, ready func()) error {
+			return t.Follow(ctx, all, first, func(ctx context.Context, name string, dial tunnel.Dialer) (kube.Seat, error) {
+				seat, err := join(ctx, name, dial)
+				if err != nil {
+					return nil, err // not a nil *Seat
+				}
+				return seat, nil
+			}, ready)
+		}
 	}
 	return s, nil
 }

@@ -10,7 +10,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/stead-dev/stead/internal/session/pod"
 	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
@@ -23,7 +22,7 @@ func Dump(ctx context.Context, o Options, ports []uint16, out io.Writer) error {
 	defer cancel()
 	r := &run{o: o, ctx: ctx}
 	d := &dump{out: out}
-	if err := r.join(pod.Handlers{Incoming: d.connection}); err != nil {
+	if err := r.join(d.connection); err != nil {
 		return err
 	}
 	defer r.pod.Close()

@@ -17,6 +17,7 @@ import (
 
 	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/session/pod"
+	"github.com/stead-dev/stead/internal/session/seats"
 	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
@@ -28,6 +29,10 @@ type Options struct {
 	Build  string
 	Target string    // as the user named it, for messages
 	Log    io.Writer // our own lines
+
+	Pod    string        // beside which Dial's agent stands, "" where that is the target itself
+	Pods   seats.Source  // follows the target's pods, nil where there is that one alone
+	Follow time.Duration // how long a pod that ended may be without a successor
 }
 
 // Local is one -L: a port of the laptop's that leads to a host and port as the target sees them.
@@ -118,7 +123,7 @@ func parsePort(s string, zero bool) (uint16, error) {
 // run is a session without a program. Its goroutines end with ctx; wait waits for them.
 type run struct {
 	o     Options
-	pod   *pod.Conn
+	pod   *seats.Room
 	names *names
 	ctx   context.Context
 	work  sync.WaitGroup
@@ -132,7 +137,7 @@ func Ports(ctx context.Context, o Options, locals []Local, remotes []Remote) err
 	defer cancel()
 	r := &run{o: o, ctx: ctx}
 	byPort := &table{to: make(map[uint64]Remote)}
-	if err := r.join(pod.Handlers{Incoming: func(st tunnel.Stream, in wire.Incoming) { r.incoming(byPort, st, in) }}); err != nil {
+	if err := r.join(func(st tunnel.Stream, in wire.Incoming) { r.incoming(byPort, st, in) }); err != nil {
 		return err
 	}
 	defer r.pod.Close()
@@ -161,23 +166,29 @@ func Ports(ctx context.Context, o Options, locals []Local, remotes []Remote) err
 	return r.wait()
 }
 
-func (r *run) join(h pod.Handlers) (err error) {
-	h.Event = func(e wire.Event) { r.say("%s", e.Text) }
-	r.pod, err = pod.Join(r.ctx, r.o.Target, r.o.Dial, wire.Hello{Build: r.o.Build, Secret: r.o.Secret}, h)
-	return err
+func (r *run) join(incoming func(tunnel.Stream, wire.Incoming)) error {
+	r.pod = seats.New(seats.Config{
+		Target: r.o.Target, Hello: wire.Hello{Build: r.o.Build, Secret: r.o.Secret}, Wait: r.o.Follow, Incoming: incoming,
+		Event: func(e wire.Event) { r.say("%s", e.Text) }, Notice: func(s string) { r.say("%s", s) },
+		Trouble: func(err error) { r.say("%v", err) }, Moved: func() {},
+	})
+	if err := r.pod.Begin(r.ctx, r.o.Pod, r.o.Dial); err != nil {
+		r.pod.Close()
+		return err
+	}
+	if r.o.Pods != nil {
+		r.pod.Follow(r.ctx, r.o.Pods, false)
+	}
+	return nil
 }
 
-// wait returns at the end of ctx, or with the cause when the agent is lost.
+// wait returns at the end of ctx, or with the cause when the agent is lost for good.
 func (r *run) wait() error {
 	select {
 	case <-r.ctx.Done():
 		return nil
-	case <-r.pod.Done():
-		err := r.pod.Err()
-		if err == nil {
-			err = errors.New("the agent ended")
-		}
-		return fault.With(fmt.Errorf("lost the agent beside %s: %w", r.o.Target, err), "run the same command again")
+	case <-r.pod.Lost():
+		return r.pod.Err()
 	}
 }
 

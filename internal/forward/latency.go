@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/stead-dev/stead/internal/podfs"
-	"github.com/stead-dev/stead/internal/session/pod"
 )
 
 // Latency measures the way to the agent beside the target and back, count times one after the other,
@@ -17,17 +16,14 @@ import (
 func Latency(ctx context.Context, o Options, count int, to Local, out io.Writer) error {
 	began := time.Now()
 	r := &run{o: o, ctx: ctx}
-	if err := r.join(pod.Handlers{}); err != nil {
+	if err := r.join(nil); err != nil {
 		return err
 	}
 	defer r.pod.Close()
 	fmt.Fprintf(out, "session with the agent beside %s: %s\n", o.Target, round(time.Since(began)))
-	st, err := r.pod.Files(ctx)
-	if err != nil {
-		return fmt.Errorf("ask for the target's files: %w", err)
-	}
-	c := podfs.NewClient(st)
+	c := podfs.NewClient(r.pod.Files)
 	defer c.Close()
+	c.Stat(ctx, "/") // opens the stream
 	var there []time.Duration
 	for range count {
 		t := time.Now()
@@ -40,6 +36,7 @@ func Latency(ctx context.Context, o Options, count int, to Local, out io.Writer)
 	if to.Host == "" {
 		return nil
 	}
+	var err error
 	if r.names, err = newNames(ctx, r.pod); err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 
 	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/podfs"
-	"github.com/stead-dev/stead/internal/session/pod"
+	"github.com/stead-dev/stead/internal/session/seats"
 	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
@@ -23,19 +23,15 @@ import (
 // names looks up host names as the target would: its hosts file, then its nameservers with its
 // search domains.
 type names struct {
-	pod     *pod.Conn
+	pod     *seats.Room
 	hosts   map[string][]netip.Addr
 	servers []netip.Addr
 	search  []string
 	ndots   int
 }
 
-func newNames(ctx context.Context, p *pod.Conn) (*names, error) {
-	st, err := p.Files(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("ask for the target's files: %w", err)
-	}
-	c := podfs.NewClient(st)
+func newNames(ctx context.Context, p *seats.Room) (*names, error) {
+	c := podfs.NewClient(p.Files)
 	defer c.Close()
 	read := func(name string) string {
 		b, errno := c.ReadFile(ctx, name, 1<<20)

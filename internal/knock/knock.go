@@ -73,6 +73,9 @@ func knock(c net.Conn, secret []byte) error {
 		return err
 	}
 	if [8]byte(hello[:8]) != magic {
+		if [7]byte(hello[:7]) == [7]byte(magic[:7]) {
+			return fmt.Errorf("%w: the agent %d, this stead %d", ErrProtocol, hello[7], Protocol)
+		}
 		return ErrProtocol
 	}
 	a := hello[8:]

@@ -93,6 +93,7 @@ func TestAnImpostorLearnsNothingAndIsFoundOut(t *testing.T) {
 		want error
 	}{
 		{"another protocol", []byte("HTTP/1.1 400 Bad Request\r\n\r\n"), ErrProtocol},
+		{"an agent of another version", append([]byte{'s', 't', 'e', 'a', 'd', '-', 'a', Protocol + 1}, make([]byte, nonceSize)...), ErrProtocol},
 		{"an agent without the secret", append(append(magic[:], make([]byte, nonceSize)...), make([]byte, macSize)...), ErrSecret},
 	} {
 		t.Run(c.name, func(t *testing.T) {

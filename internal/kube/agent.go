@@ -88,14 +88,18 @@ func newSecret() string {
 
 func seconds(d time.Duration) *int64 { return ptr(int64(max(d, time.Second) / time.Second)) }
 
-// leaseSeconds is how long an agent may live that nobody has renewed.
-const lease = 60 * time.Second
+// lease is how long an agent may live that no session has renewed.
+const lease = 40 * time.Second
+
+// leaseFor is how far a session moves the lease on: the agent waits for one that is cut off, and for
+// the next.
+func leaseFor(o *Options) time.Duration { return max(lease, o.Resume+5*time.Second) + o.Linger }
 
 // removeAfter is how long the cluster keeps an agent that has ended.
 const removeAfter = 2
 
 // newJob is the Job that is an agent beside m. Its activeDeadlineSeconds is the lease: a session
-// moves it on (Target.renew), and without one the cluster ends the agent, or what never became one.
+// moves it on (Client.renew), and without one the cluster ends the agent, or what never became one.
 func newJob(m mark, o *Options, name, secret string) *Job {
 	labels := map[string]string{managedBy: ours, "app.kubernetes.io/name": "stead-agent", labelAgent: name, labelTargetUID: m.uid}
 	if m.uid == "" {
@@ -120,7 +124,7 @@ func newJob(m mark, o *Options, name, secret string) *Job {
 		Meta: Meta{Name: name, Namespace: ns, Labels: labels, Annotations: notes},
 		Spec: JobSpec{
 			BackoffLimit:            ptr(0),
-			ActiveDeadlineSeconds:   seconds(lease + o.Linger),
+			ActiveDeadlineSeconds:   seconds(lease),
 			TTLSecondsAfterFinished: ptr(removeAfter),
 			Template: PodPart{
 				Meta: Meta{Labels: labels, Annotations: notes},

@@ -50,6 +50,46 @@ func ChooseContainer(p *Pod, asked string) (name, why string, err error) {
 	return names[0], "the first", nil
 }
 
+// httpProbes gives the paths that the kubelet asks a pod for by plain HTTP, by port.
+func httpProbes(p *Pod) map[uint16][]string {
+	out := make(map[uint16][]string)
+	for i := range p.Spec.Containers {
+		c := &p.Spec.Containers[i]
+		for _, probe := range []*Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
+			if probe == nil || probe.HTTPGet == nil || probe.HTTPGet.Host != "" || probe.HTTPGet.Scheme != "" && probe.HTTPGet.Scheme != "HTTP" {
+				continue
+			}
+			n := probe.HTTPGet.number(c)
+			path := "/" + strings.TrimPrefix(probe.HTTPGet.Path, "/")
+			if n != 0 && !slices.Contains(out[n], path) {
+				out[n] = append(out[n], path)
+			}
+		}
+	}
+	return out
+}
+
+// number is the port of a probe, 0 where the container has none of that name.
+func (g *HTTPGet) number(c *Container) uint16 {
+	switch v := g.Port.(type) {
+	case float64:
+		return uint16(v)
+	case string:
+		for _, p := range c.Ports {
+			if p.Name == v {
+				return uint16(p.ContainerPort)
+			}
+		}
+	}
+	return 0
+}
+
+// onLostNode says whether the cluster hears nothing of the pod's node: it calls the pod not ready then,
+// and leaves what the kubelet said of its containers.
+func onLostNode(p *Pod) bool {
+	return has(p.Status.Conditions, "ContainersReady") != nil && has(p.Status.Conditions, "Ready") == nil && len(p.Spec.ReadinessGates) == 0
+}
+
 // usable says whether a session may stand in the container's stead, with the reason and what helps
 // if not.
 func usable(p *Pod, container string) error {

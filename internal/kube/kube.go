@@ -90,15 +90,25 @@ func (o Options) withDefaults() Options {
 // waits in this process; the agent ends by itself.
 type Target struct {
 	Dial      tunnel.Dialer
-	Pod       string // NAMESPACE/NAME
+	Pod       string
 	Container string
+	Probes    map[uint16][]string // paths that the kubelet asks it for, by port
 	Close     func()
 
-	// Replicas follows the target's further pods until ctx ends, nil where there can be none. It calls
-	// ready once, when those that are there have joined or cannot.
-	Replicas func(ctx context.Context, join Join, ready func())
+	// Follow follows the target's pods until ctx ends; nil where there is that one alone. It takes a seat
+	// beside each of them (all), or beside one in the place of one that ends; first is the seat beside
+	// this one. It calls ready once, when those that were there have joined or cannot. It returns
+	// earlier when no pod will come any more, with the reason.
+	Follow func(ctx context.Context, all bool, first Seat, join Join, ready func()) error
 }
 
-// Join takes a further pod into the session. done is closed when its agent is lost; leave gives it
-// up.
-type Join = func(ctx context.Context, name string, dial tunnel.Dialer) (done <-chan struct{}, leave func(), err error)
+// Join takes a seat beside a further pod.
+type Join = func(ctx context.Context, name string, dial tunnel.Dialer) (Seat, error)
+
+// Seat is a session's place beside a pod.
+type Seat interface {
+	Done() <-chan struct{} // the agent is lost for good
+	TargetGone() bool      // then: because the container has ended
+	Ending()               // the pod is about to end: another is to be preferred
+	Leave()
+}

@@ -54,6 +54,12 @@ type PodSpec struct {
 	Containers                    []Container       `json:"containers"`
 	EphemeralContainers           []Container       `json:"ephemeralContainers,omitempty"`
 	NodeSelector                  map[string]string `json:"nodeSelector,omitempty"`
+	ReadinessGates                []ReadinessGate   `json:"readinessGates,omitempty"`
+}
+
+// ReadinessGate is a condition that somebody else sets.
+type ReadinessGate struct {
+	ConditionType string `json:"conditionType"`
 }
 
 // LocalReference names an object of the same namespace.
@@ -83,6 +89,22 @@ type Container struct {
 	RestartPolicy            string           `json:"restartPolicy,omitempty"`
 	TargetContainerName      string           `json:"targetContainerName,omitempty"`
 	TerminationMessagePolicy string           `json:"terminationMessagePolicy,omitempty"`
+	LivenessProbe            *Probe           `json:"livenessProbe,omitempty"`
+	ReadinessProbe           *Probe           `json:"readinessProbe,omitempty"`
+	StartupProbe             *Probe           `json:"startupProbe,omitempty"`
+}
+
+// Probe is how the kubelet asks a container how it does.
+type Probe struct {
+	HTTPGet *HTTPGet `json:"httpGet,omitempty"`
+}
+
+// HTTPGet is a request of a probe.
+type HTTPGet struct {
+	Path   string `json:"path,omitempty"`
+	Port   any    `json:"port"` // a number, or the name of one of the container's ports
+	Host   string `json:"host,omitempty"`
+	Scheme string `json:"scheme,omitempty"`
 }
 
 // EnvVar is a variable with a literal value.
@@ -250,7 +272,8 @@ type Event struct {
 type List[T any] struct {
 	Items []T `json:"items"`
 	Meta  struct {
-		Continue string `json:"continue,omitempty"`
+		Continue        string `json:"continue,omitempty"`
+		ResourceVersion string `json:"resourceVersion,omitempty"`
 	} `json:"metadata"`
 }
 

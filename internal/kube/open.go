@@ -47,16 +47,22 @@ func (c *Client) Open(ctx context.Context, s Spec, o Options) (*Target, error) {
 		st.close()
 		return nil, err
 	}
-	t := &Target{Dial: st.dial, Pod: m.namespace + "/" + m.pod, Container: m.container, Close: st.close}
+	t := &Target{Dial: st.dial, Pod: m.pod, Container: m.container, Probes: httpProbes(p), Close: st.close}
 	if n := len(f.Pods); n > 1 && o.Replica == "" {
-		o.Notice(fmt.Sprintf("%s has %d pods: incoming traffic is that of all, all else that of %s (--replica one, --replica POD)", s, n, m.pod))
+		o.Notice(fmt.Sprintf("%s has %d pods: in the stead of %s (--replica POD)", s, n, m.pod))
 	}
-	if f.query != nil && o.Replica == "" {
-		r := &others{c: c, o: o, namespace: m.namespace, container: s.Container, first: m.uid, query: f.query, known: known}
-		t.Replicas = func(ctx context.Context, join Join, ready func()) {
-			r.join = join
-			r.run(ctx, f.Pods, ready)
+	r := &follower{c: c, o: o, namespace: m.namespace, container: s.Container, query: f.query, comes: comesAgain(s, p)}
+	pods := f.Pods
+	if o.Replica != "" && o.Replica != OneReplica { // that one, and no other
+		pods = []Pod{*p}
+		r.query, r.comes = onePod(m.pod), comesAgain(Spec{Kind: "pod"}, p)
+	}
+	t.Follow = func(ctx context.Context, all bool, first Seat, join Join, ready func()) error {
+		r.all, r.join = all && o.Replica == "", join
+		if r.all && len(pods) > 1 {
+			o.Notice("incoming traffic is that of all of them (--replica one)")
 		}
+		return r.run(ctx, first, m, pods, known, ready)
 	}
 	return t, nil
 }
@@ -78,7 +84,7 @@ func (c *Client) OpenTargetless(ctx context.Context, o Options) (*Target, error)
 		s.close()
 		return nil, err
 	}
-	return &Target{Dial: s.dial, Pod: m.namespace + "/" + s.agent.Pod, Container: agentContainer, Close: s.close}, nil
+	return &Target{Dial: s.dial, Pod: s.agent.Pod, Container: agentContainer, Close: s.close}, nil
 }
 
 func newStance(ctx context.Context, c *Client, m mark, o Options) *stance {
@@ -112,7 +118,7 @@ func (s *stance) begin(ctx context.Context, known []Agent) error {
 	s.agent, s.first = a, conn
 	s.mu.Unlock()
 	if a.Job != "" {
-		s.work.Go(func() { s.renew(a) })
+		s.work.Go(func() { s.c.renew(s.ctx, &s.o, a.Namespace, a.Job, 0) })
 	}
 	return nil
 }
@@ -189,40 +195,40 @@ func (t *transport) Read(p []byte) (int, error) {
 // renewEvery is how often a session moves the lease of its agent on.
 const renewEvery = lease / 3
 
-// renew moves the deadline of the agent's Job on for as long as the session lasts. It needs the
+// renew moves the deadline of an agent's Job on until ctx ends, after a first pause. It needs the
 // cluster's clock, which every answer tells.
-func (s *stance) renew(a *Agent) {
-	path := "/apis/batch/v1/namespaces/" + a.Namespace + "/jobs/" + a.Job
+func (c *Client) renew(ctx context.Context, o *Options, namespace, job string, pause time.Duration) {
+	path := "/apis/batch/v1/namespaces/" + namespace + "/jobs/" + job
 	var began time.Time
 	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
 		var j Job
 		err := error(nil)
 		if began.IsZero() {
-			err = s.c.get(s.ctx, path, nil, &j)
+			err = c.get(ctx, path, nil, &j)
 			if err == nil && j.Status.StartTime != nil {
 				began = *j.Status.StartTime
 			}
 		}
 		if !began.IsZero() {
-			until := s.c.now().Sub(began) + lease + s.o.Linger
+			until := c.now().Sub(began) + leaseFor(o)
 			patch := map[string]any{"spec": map[string]any{"activeDeadlineSeconds": *seconds(until)}}
-			err = s.c.request(s.ctx, http.MethodPatch, path, nil, mergePatch, patch, nil)
+			err = c.request(ctx, http.MethodPatch, path, nil, mergePatch, patch, nil)
 		}
 		switch {
 		case isStatus(err, http.StatusNotFound):
 			return // with the agent: the tunnel tells
 		case isStatus(err, http.StatusForbidden):
-			s.o.Notice(fmt.Sprintf("the agent ends %v after its start, for its lease cannot be renewed: %v", lease, err))
+			o.Notice(fmt.Sprintf("the agent ends %v after its start, for its lease cannot be renewed: %v", lease, err))
 			return
 		}
-		pause := renewEvery
+		pause = renewEvery
 		if err != nil || began.IsZero() {
 			pause = renewEvery / 4
-		}
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-time.After(pause):
 		}
 	}
 }

@@ -23,7 +23,7 @@ type Found struct {
 	Container string // of Pods[0]
 	Why       string // why that container
 
-	query url.Values // that finds the target's pods again, nil where it is one pod
+	query url.Values // that finds the target's pods again
 }
 
 // Resolve finds the pods of a target. The first of them is running.
@@ -108,7 +108,7 @@ func (c *Client) pods(ctx context.Context, s Spec, ns string) ([]Pod, url.Values
 		if err := c.object(ctx, k, ns, s, &p); err != nil {
 			return nil, nil, err
 		}
-		return []Pod{p}, nil, nil
+		return []Pod{p}, onePod(s.Name), nil
 	case byJobs:
 		return c.podsOfCronJob(ctx, k, ns, s)
 	}
@@ -121,6 +121,11 @@ func (c *Client) pods(ctx context.Context, s Spec, ns string) ([]Pod, url.Values
 		return nil, nil, err
 	}
 	return c.podsBySelector(ctx, ns, sel)
+}
+
+// onePod is the query that finds a pod by its name.
+func onePod(name string) url.Values {
+	return url.Values{"fieldSelector": {"metadata.name=" + name}}
 }
 
 // object gets the named object into out.
@@ -160,7 +165,13 @@ func (c *Client) podsBySelector(ctx context.Context, ns, sel string) ([]Pod, url
 }
 
 // list gets all objects of a list, page by page.
-func list[T any](ctx context.Context, c *Client, path string, query url.Values) (out []T, err error) {
+func list[T any](ctx context.Context, c *Client, path string, query url.Values) ([]T, error) {
+	out, _, err := listAt[T](ctx, c, path, query)
+	return out, err
+}
+
+// listAt gives with the list where a watch of it begins.
+func listAt[T any](ctx context.Context, c *Client, path string, query url.Values) (out []T, version string, err error) {
 	q := url.Values{"limit": {"500"}}
 	for k, v := range query {
 		q[k] = v
@@ -168,11 +179,11 @@ func list[T any](ctx context.Context, c *Client, path string, query url.Values) 
 	for {
 		var l List[T]
 		if err := c.get(ctx, path, q, &l); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		out = append(out, l.Items...)
 		if l.Meta.Continue == "" {
-			return out, nil
+			return out, l.Meta.ResourceVersion, nil
 		}
 		q.Set("continue", l.Meta.Continue)
 	}

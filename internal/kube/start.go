@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/stead-dev/stead/internal/fault"
@@ -62,7 +63,10 @@ func (c *Client) stand(ctx context.Context, m mark, o *Options, known []Agent) (
 	for i := range known {
 		// Whether the kubelet says already that it runs does not matter: it answers or not.
 		if a := &known[i]; a.fits(m) {
-			if conn, err := c.reach(ctx, a); err == nil {
+			kctx, cancel := context.WithTimeout(ctx, knownWithin)
+			conn, err := c.reach(kctx, a)
+			cancel()
+			if err == nil {
 				return a, conn, nil
 			}
 			break // not yet, or no more
@@ -77,6 +81,9 @@ func (c *Client) stand(ctx context.Context, m mark, o *Options, known []Agent) (
 	}
 	return c.startJob(ctx, m, o)
 }
+
+// knownWithin bounds the attempt to reach an agent that is there.
+const knownWithin = 5 * time.Second
 
 // maxGenerations bounds how many agents of one container may have ended and still be there.
 const maxGenerations = 20
@@ -132,6 +139,7 @@ const (
 	knockAgain     = 20 * time.Millisecond
 	knockAgainMost = 300 * time.Millisecond
 	eventsAfter    = 500 * time.Millisecond
+	nodeEvery      = 5 // times eventsAfter
 )
 
 // start is an agent that is about to be: which pods to look at, and how.
@@ -139,14 +147,14 @@ type start struct {
 	namespace string
 	pods      url.Values                 // the query that finds its pod
 	read      func(*Pod) (*Agent, error) // the agent in the pod, nil if it is not this one; why it will not start
-	job       string                     // the UID of its Job, "" for none
+	name, job string                     // of its Job: name and UID, "" for none
 	describe  string                     // what kubectl describe wants to hear
 }
 
 func ofJob(j *Job) *start {
 	selector := labelAgent + "=" + j.Meta.Name
 	return &start{
-		namespace: j.Meta.Namespace, job: j.Meta.UID, describe: "job,pod -l " + selector,
+		namespace: j.Meta.Namespace, name: j.Meta.Name, job: j.Meta.UID, describe: "job,pod -l " + selector,
 		pods: url.Values{"labelSelector": {selector}},
 		read: func(p *Pod) (*Agent, error) {
 			a := agentOf(p)
@@ -164,9 +172,12 @@ func (c *Client) await(ctx context.Context, m mark, o *Options, st *start) (*Age
 	tctx, cancel := context.WithTimeoutCause(ctx, o.StartupTimeout, fmt.Errorf("it did not answer within %v", o.StartupTimeout))
 	defer cancel()
 	pods := make(chan watchEvent[Pod])
-	ended := make(chan struct{})
-	go func() { defer close(ended); c.follow(tctx, st.namespace, st.pods, pods) }()
-	defer func() { cancel(); <-ended }()
+	var work sync.WaitGroup
+	defer func() { cancel(); work.Wait() }()
+	work.Go(func() { c.follow(tctx, st.namespace, st.pods, pods) })
+	if st.job != "" { // one that takes its time is not to end meanwhile
+		work.Go(func() { c.renew(tctx, o, st.namespace, st.name, renewEvery) })
+	}
 
 	type attempt struct {
 		conn net.Conn
@@ -198,7 +209,7 @@ func (c *Client) await(ctx context.Context, m mark, o *Options, st *start) (*Age
 	}
 	events := time.NewTimer(eventsAfter)
 	defer events.Stop()
-	for {
+	for looked := 1; ; {
 		select {
 		case e := <-pods:
 			now, err := st.read(&e.Object)
@@ -220,8 +231,11 @@ func (c *Client) await(ctx context.Context, m mark, o *Options, st *start) (*Age
 			if r.err == nil {
 				return a, r.conn, nil
 			}
+			if errors.Is(r.err, knock.ErrProtocol) {
+				return nil, nil, fault.With(fmt.Errorf("image %s: %w", o.Image, r.err), "stead agent image --push REF makes one that fits this stead; then --agent-image REF")
+			}
 			var s *StatusError
-			if errors.As(r.err, &s) && (s.Code == http.StatusForbidden || s.Code == http.StatusUnauthorized) || errors.Is(r.err, knock.ErrProtocol) || errors.Is(r.err, knock.ErrSecret) {
+			if errors.As(r.err, &s) && (s.Code == http.StatusForbidden || s.Code == http.StatusUnauthorized) || errors.Is(r.err, knock.ErrSecret) {
 				return nil, nil, r.err
 			}
 			last = r.err
@@ -230,6 +244,11 @@ func (c *Client) await(ctx context.Context, m mark, o *Options, st *start) (*Age
 		case <-events.C:
 			if a == nil && st.job != "" {
 				if err := c.noPod(tctx, st.namespace, st.job); err != nil {
+					return nil, nil, fmt.Errorf("agent beside %s: %w", m, err)
+				}
+			}
+			if looked++; a != nil && looked%nodeEvery == 0 {
+				if err := c.nodeLost(tctx, m, a.Node); err != nil {
 					return nil, nil, fmt.Errorf("agent beside %s: %w", m, err)
 				}
 			}
@@ -307,6 +326,9 @@ func startFailure(p *Pod, name string, statuses []ContainerStatus) error {
 			return lastWords(t, p.Spec.NodeName)
 		}
 		if w := s.State.Waiting; w != nil {
+			if otherArchitecture(w.Message) {
+				return wrongArchitecture(p.Spec.NodeName, w.Message)
+			}
 			for _, r := range startTroubles {
 				if r.reason == w.Reason {
 					return fault.With(fmt.Errorf("%s: %s", r.cause, reasonText(w)), strings.ReplaceAll(r.hint, "%s", image))
@@ -324,11 +346,50 @@ func startFailure(p *Pod, name string, statuses []ContainerStatus) error {
 	return nil
 }
 
+// otherArchitecture says whether a runtime's words mean that an image has nothing for this machine:
+// the kernel's, containerd's, CRI-O's.
+func otherArchitecture(message string) bool {
+	return strings.Contains(message, "exec format error") || strings.Contains(message, "no match for platform") || strings.Contains(message, "no image found in")
+}
+
+func wrongArchitecture(node, message string) error {
+	return fault.With(fmt.Errorf("its image has no agent for the architecture of node %s: %s", node, message),
+		"stead agent image makes one for amd64 and arm64 (kubectl get node "+node+" -o jsonpath='{.status.nodeInfo.architecture}')")
+}
+
+// nodeLost says whether the cluster hears nothing of a node, nil where it does or nobody can tell.
+func (c *Client) nodeLost(ctx context.Context, m mark, node string) error {
+	lost := func(why string) error {
+		return fault.With(fmt.Errorf("node %s is lost: %s", node, why), "kubectl describe node "+node+"; choose a replica on another node with --replica POD")
+	}
+	var n struct {
+		Status struct {
+			Conditions []Condition `json:"conditions"`
+		} `json:"status"`
+	}
+	err := c.get(ctx, "/api/v1/nodes/"+node, nil, &n)
+	switch {
+	case isStatus(err, http.StatusNotFound):
+		return lost("the cluster has it no more")
+	case err == nil && has(n.Status.Conditions, "Ready") == nil:
+		for _, r := range n.Status.Conditions {
+			if r.Type == "Ready" {
+				return lost(r.Message)
+			}
+		}
+	case isStatus(err, http.StatusForbidden): // a developer need not have that right
+		var p Pod
+		if c.get(ctx, lookupKind("pod").path(m.namespace)+"/"+m.pod, nil, &p) == nil && onLostNode(&p) {
+			return lost("the cluster calls pod " + m.pod + " there not ready, though its containers are")
+		}
+	}
+	return nil
+}
+
 // lastWords makes an error of how the agent's container ended.
 func lastWords(t *ContainerReason, node string) error {
-	if strings.Contains(t.Message, "exec format error") {
-		return fault.With(fmt.Errorf("its image has no agent for the architecture of node %s: %s", node, t.Message),
-			"stead agent image makes one for amd64 and arm64 (kubectl get node "+node+" -o jsonpath='{.status.nodeInfo.architecture}')")
+	if otherArchitecture(t.Message) {
+		return wrongArchitecture(node, t.Message)
 	}
 	var cause, hint string
 	for line := range strings.Lines(t.Message) {

@@ -17,6 +17,9 @@ import (
 type Target struct {
 	Dial  tunnel.Dialer
 	Close func()
+	// Stays says whether the target is still one whose app may be started anew, and then be dialled
+	// again; nil for what ends with its process.
+	Stays func(context.Context) error
 }
 
 // Resolve finds the target that spec names: playground/POD or process/PID.

@@ -15,5 +15,6 @@ func resolvePlayground(ctx context.Context, pod string) (*Target, error) {
 	return &Target{
 		Dial:  func(ctx context.Context) (net.Conn, error) { return playground.Dial(ctx, pod) },
 		Close: func() {},
+		Stays: func(ctx context.Context) error { return playground.Check(ctx, pod) },
 	}, nil
 }

@@ -4,164 +4,167 @@
 //
 // The kernel caches names and attributes for a second and the contents of files for as long as
 // their attributes stay the same, so that most calls never leave it.
+//
+// The pod may become another one under it (Client.Move). Names are looked up there from then on; a
+// file that is open goes on as long as the old pod does, then it is stale (ESTALE).
 package podfs
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"io"
 	"path"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
 
-// Client asks the agent for files over one stream. Its methods may be called from any goroutine.
+// Opener gives a fresh stream of kind files to the pod whose files are shown. It may wait for one.
+type Opener func(context.Context) (tunnel.Stream, error)
+
+// Client asks the agent for files. Its methods may be called from any goroutine.
 type Client struct {
-	st    tunnel.Stream
-	write sync.Mutex
+	open    Opener
+	ctx     context.Context // of the client
+	stop    context.CancelFunc
+	turn    chan struct{} // held by the one who opens a link
+	moves   atomic.Uint64
+	current atomic.Pointer[link]
 
 	mu    sync.Mutex
-	calls map[uint32]*call
-	next  uint32
-	err   error
-	done  chan struct{}
+	links map[*link]bool // those that have not ended
 }
 
-// call waits for one answer. dst is filled with the body of a read; body is that of all others.
-type call struct {
-	dst   []byte
-	n     int
-	body  []byte
-	errno syscall.Errno
-	done  chan struct{}
+// Handle is an open file, of the pod where it was opened.
+type Handle struct {
+	link *link
+	id   uint64
 }
 
-var errLost = errors.New("the agent's file service is gone")
-
-// NewClient takes over a stream of kind files.
-func NewClient(st tunnel.Stream) *Client {
-	c := &Client{st: st, calls: make(map[uint32]*call), done: make(chan struct{})}
-	go c.receive()
+// NewClient makes a client. Its stream is opened by Connect, or by the first call of another method.
+func NewClient(open Opener) *Client {
+	c := &Client{open: open, turn: make(chan struct{}, 1), links: make(map[*link]bool)}
+	c.ctx, c.stop = context.WithCancel(context.Background())
 	return c
 }
 
-// Close ends the client: calls under way and later ones fail with EIO.
+// Connect opens the stream, where that is to be known before the first file is asked for.
+func (c *Client) Connect(ctx context.Context) error {
+	_, err := c.link(ctx)
+	return err
+}
+
+// Move tells that open leads to another pod now. Names are looked up there from now on.
+func (c *Client) Move() { c.moves.Add(1) }
+
+// Close ends the client: calls under way and later ones fail.
 func (c *Client) Close() {
-	c.st.Reset(0)
-	<-c.done
-}
-
-func (c *Client) receive() {
-	defer close(c.done)
-	r := bufio.NewReaderSize(c.st, 64<<10)
-	err := c.answers(r)
+	c.stop()
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.err = errors.Join(errLost, err)
-	for id, k := range c.calls {
-		k.errno = syscall.EIO
-		close(k.done)
-		delete(c.calls, id)
-	}
-}
-
-func (c *Client) answers(r *bufio.Reader) error {
-	for {
-		id, errno, size, err := wire.ReadFileAnswerHead(r)
-		if err != nil {
-			return err
-		}
-		c.mu.Lock()
-		k := c.calls[id]
-		delete(c.calls, id)
-		c.mu.Unlock()
-		if k == nil { // interrupted: nobody waits
-			if _, err := io.CopyN(io.Discard, r, int64(size)); err != nil {
-				return err
-			}
-			continue
-		}
-		k.errno = syscall.Errno(errno)
-		if k.dst != nil && size <= len(k.dst) {
-			k.n = size
-			_, err = io.ReadFull(r, k.dst[:size])
-		} else {
-			k.body = make([]byte, size)
-			_, err = io.ReadFull(r, k.body)
-		}
-		if err != nil {
-			k.errno = syscall.EIO
-		}
-		close(k.done)
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// do sends one request and waits for its answer. The end of ctx (the caller of the file system call
-// was interrupted) gives EINTR.
-func (c *Client) do(ctx context.Context, q *wire.FileRequest, dst []byte) (*call, syscall.Errno) {
-	k := &call{dst: dst, done: make(chan struct{})}
-	c.mu.Lock()
-	if c.err != nil {
-		c.mu.Unlock()
-		return k, syscall.EIO
-	}
-	c.next++
-	q.ID = c.next
-	c.calls[q.ID] = k
+	links := c.links
+	c.links = nil
 	c.mu.Unlock()
-	b := wire.AppendFileRequest(nil, q)
-	c.write.Lock()
-	_, err := c.st.Write(b)
-	c.write.Unlock()
-	if err != nil {
-		c.mu.Lock()
-		delete(c.calls, q.ID)
-		c.mu.Unlock()
-		return k, syscall.EIO
+	for l := range links {
+		l.close()
+	}
+}
+
+var errClosed = errors.New("the files are shown no more")
+
+// link gives the stream to the pod whose files are shown, and opens one where there is none.
+func (c *Client) link(ctx context.Context) (*link, error) {
+	if l := c.current.Load(); l != nil && l.alive() && l.moves == c.moves.Load() {
+		return l, nil
 	}
 	select {
-	case <-k.done:
-		return k, k.errno
+	case c.turn <- struct{}{}:
 	case <-ctx.Done():
-		if dst == nil {
-			c.mu.Lock()
-			delete(c.calls, q.ID)
-			c.mu.Unlock()
-			return k, syscall.EINTR
-		}
-		<-k.done // dst is the caller's: it must not be written after we return
-		return k, syscall.EINTR
+		return nil, context.Cause(ctx)
+	case <-c.ctx.Done():
+		return nil, errClosed
 	}
+	defer func() { <-c.turn }()
+	old := c.current.Load()
+	moves := c.moves.Load()
+	if old != nil && old.alive() && old.moves == moves {
+		return old, nil
+	}
+	octx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.ctx, cancel)()
+	st, err := c.open(octx)
+	if err != nil {
+		return nil, err
+	}
+	l := newLink(st)
+	l.moves = moves
+	if old != nil {
+		l.generation = old.generation + 1
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.links == nil {
+		l.close()
+		return nil, errClosed
+	}
+	c.links[l] = true
+	for o := range c.links {
+		if !o.alive() {
+			delete(c.links, o)
+		}
+	}
+	c.current.Store(l)
+	return l, nil
+}
+
+// attempts bounds how often one call is made anew because its stream ended.
+const attempts = 3
+
+// ask sends a request about a name to the pod whose files are shown.
+func (c *Client) ask(ctx context.Context, q wire.FileRequest) (*call, *link, syscall.Errno) {
+	for range attempts {
+		l, err := c.link(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, nil, syscall.EINTR
+			}
+			return nil, nil, syscall.EIO
+		}
+		k, errno := l.do(ctx, &q, nil)
+		if errno == 0 || l.alive() || ctx.Err() != nil {
+			return k, l, errno
+		}
+	}
+	return nil, nil, syscall.EIO
 }
 
 // Stat returns the attributes of name, a link's own.
 func (c *Client) Stat(ctx context.Context, name string) (a wire.Attr, errno syscall.Errno) {
-	k, errno := c.do(ctx, &wire.FileRequest{Op: wire.FileStat, Path: name}, nil)
+	k, l, errno := c.ask(ctx, wire.FileRequest{Op: wire.FileStat, Path: name})
 	if errno == 0 {
 		var err error
 		if a, _, err = wire.ParseAttr(k.body); err != nil {
 			errno = syscall.EIO
 		}
+		a.Ino = l.inode(a.Ino)
 	}
 	return a, errno
 }
 
 // Readlink returns the target of a symbolic link.
 func (c *Client) Readlink(ctx context.Context, name string) ([]byte, syscall.Errno) {
-	k, errno := c.do(ctx, &wire.FileRequest{Op: wire.FileReadlink, Path: name}, nil)
-	return k.body, errno
+	k, _, errno := c.ask(ctx, wire.FileRequest{Op: wire.FileReadlink, Path: name})
+	if errno != 0 {
+		return nil, errno
+	}
+	return k.body, 0
 }
 
 // List returns the entries of a directory, unsorted, without "." and "..".
 func (c *Client) List(ctx context.Context, name string) ([]wire.Entry, syscall.Errno) {
-	k, errno := c.do(ctx, &wire.FileRequest{Op: wire.FileList, Path: name}, nil)
+	k, l, errno := c.ask(ctx, wire.FileRequest{Op: wire.FileList, Path: name})
 	if errno != 0 {
 		return nil, errno
 	}
@@ -169,36 +172,44 @@ func (c *Client) List(ctx context.Context, name string) ([]wire.Entry, syscall.E
 	if err != nil {
 		return nil, syscall.EIO
 	}
+	for i := range out {
+		out[i].Attr.Ino = l.inode(out[i].Attr.Ino)
+	}
 	return out, 0
 }
 
 // Open opens a regular file.
-func (c *Client) Open(ctx context.Context, name string) (handle uint64, errno syscall.Errno) {
-	k, errno := c.do(ctx, &wire.FileRequest{Op: wire.FileOpen, Path: name}, nil)
+func (c *Client) Open(ctx context.Context, name string) (h Handle, errno syscall.Errno) {
+	k, l, errno := c.ask(ctx, wire.FileRequest{Op: wire.FileOpen, Path: name})
 	if errno != 0 {
-		return 0, errno
+		return h, errno
 	}
 	if len(k.body) < 8 {
-		return 0, syscall.EIO
+		return h, syscall.EIO
 	}
+	h.link = l
 	for _, b := range k.body[:8] {
-		handle = handle<<8 | uint64(b)
+		h.id = h.id<<8 | uint64(b)
 	}
-	return handle, 0
+	return h, 0
 }
 
-// Read reads at an offset, less than len(dst) only at the file's end.
-func (c *Client) Read(ctx context.Context, handle uint64, dst []byte, off int64) (int, syscall.Errno) {
+// Read reads at an offset, less than len(dst) only at the file's end. A file whose pod has ended is
+// stale.
+func (c *Client) Read(ctx context.Context, h Handle, dst []byte, off int64) (int, syscall.Errno) {
 	if len(dst) > wire.MaxFileRead {
 		dst = dst[:wire.MaxFileRead]
 	}
-	k, errno := c.do(ctx, &wire.FileRequest{Op: wire.FileRead, Handle: handle, Offset: off, Count: uint32(len(dst))}, dst)
+	k, errno := h.link.do(ctx, &wire.FileRequest{Op: wire.FileRead, Handle: h.id, Offset: off, Count: uint32(len(dst))}, dst)
+	if errno != 0 && !h.link.alive() && ctx.Err() == nil {
+		errno = syscall.ESTALE
+	}
 	return k.n, errno
 }
 
 // Release closes a handle.
-func (c *Client) Release(handle uint64) {
-	_, _ = c.do(context.Background(), &wire.FileRequest{Op: wire.FileClose, Handle: handle}, nil)
+func (c *Client) Release(h Handle) {
+	_, _ = h.link.do(context.Background(), &wire.FileRequest{Op: wire.FileClose, Handle: h.id}, nil)
 }
 
 // ReadFile reads a whole small file, following links.

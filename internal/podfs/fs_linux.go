@@ -61,6 +61,7 @@ type FS struct {
 	pods  map[string]bool
 	begun time.Time
 	srv   *fuse.Server
+	root  *node
 
 	furnishing atomic.Bool
 	above      map[string]wire.Attr // the directories above made-up names, as they were at asked
@@ -72,6 +73,7 @@ type FS struct {
 // New makes a file system of the client's files.
 func New(c *Client, o Options) *FS {
 	f := &FS{c: c, o: o, names: make(map[string][]string), pods: make(map[string]bool), begun: time.Now()}
+	f.root = &node{f: f, path: "/"}
 	for _, p := range o.Pods {
 		f.pods[p] = true
 	}
@@ -104,7 +106,7 @@ func contains(l []string, s string) bool {
 // mount is gone.
 func (f *FS) Serve(fd int) error {
 	keep := cacheFor
-	raw := fs.NewNodeFS(&node{f: f, path: "/"}, &fs.Options{EntryTimeout: &keep, AttrTimeout: &keep, NegativeTimeout: &keep, RootStableAttr: &fs.StableAttr{Ino: 1, Mode: syscall.S_IFDIR}})
+	raw := fs.NewNodeFS(f.root, &fs.Options{EntryTimeout: &keep, AttrTimeout: &keep, NegativeTimeout: &keep, RootStableAttr: &fs.StableAttr{Ino: 1, Mode: syscall.S_IFDIR}})
 	srv, err := fuse.NewServer(raw, fmt.Sprintf("/dev/fd/%d", fd), &fuse.MountOptions{
 		MaxBackground: 64, MaxWrite: wire.MaxFileRead, MaxReadAhead: wire.MaxFileRead,
 		// The library would write the end of each connection to stderr, which is the program's.
@@ -154,6 +156,34 @@ func (f *FS) Wait() {
 	}
 }
 
+// Moved is called after the client's Move: the kernel forgets the files that it knows.
+func (f *FS) Moved() {
+	if f.srv != nil {
+		f.root.forget()
+	}
+}
+
+// forget drops what is known below n. Directories stay what they are, by their path: mounts of the
+// laptop's trees lie on them, which the kernel takes away with a name that is dropped.
+func (n *node) forget() {
+	n.mu.Lock()
+	n.listing = nil
+	n.mu.Unlock()
+	in := n.EmbeddedInode()
+	for name, child := range in.Children() {
+		c, ok := child.Operations().(*node)
+		switch {
+		case !ok: // the laptop's
+		case child.IsDir():
+			c.forget()
+		default:
+			if _, made := n.f.virtual(c.path); !made {
+				_ = in.NotifyEntry(name)
+			}
+		}
+	}
+}
+
 // virtual says whether path is made up, or leads to something that is.
 func (f *FS) virtual(p string) (v Virtual, ok bool) {
 	if v, ok = f.o.Overlay[p]; ok {
@@ -166,7 +196,8 @@ func (f *FS) virtual(p string) (v Virtual, ok bool) {
 }
 
 // node is one file. Its path is fixed: the file system is read only, and a name that the pod
-// renames is looked up anew when the kernel's cache expires.
+// renames is looked up anew when the kernel's cache expires. A directory is known by its path alone, so
+// that it stays the same when the pod becomes another.
 type node struct {
 	fs.Inode
 	f    *FS
@@ -221,13 +252,15 @@ func (f *FS) attrOf(ctx context.Context, p string) (wire.Attr, syscall.Errno) {
 	return a, 0
 }
 
-// stable is what makes p one file for the kernel. What is made up, and the directories above that,
-// stay the same file whatever the pod puts there: the kernel would take away what is mounted on them.
+// stable is what makes p one file for the kernel. Directories, what is made up and what leads to that
+// stay the same file whatever the pod puts there, and whichever pod it is: the kernel would take away
+// what is mounted on them.
 func (f *FS) stable(p string, a *wire.Attr) fs.StableAttr {
-	if _, ok := f.virtual(p); ok {
-		return fs.StableAttr{Mode: a.Mode & syscall.S_IFMT, Ino: pathInode(p)}
+	s := fs.StableAttr{Mode: a.Mode & syscall.S_IFMT, Ino: a.Ino}
+	if _, made := f.virtual(p); made || s.Mode == syscall.S_IFDIR {
+		s.Ino = pathInode(p)
 	}
-	return fs.StableAttr{Mode: a.Mode & syscall.S_IFMT, Ino: a.Ino}
+	return s
 }
 
 // keep says how long the kernel may believe the name p, and what it is.
@@ -310,6 +343,7 @@ func (n *node) recent(name string) (a wire.Attr, ok bool) {
 func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	a, errno := n.f.attrOf(ctx, n.path)
 	if errno == 0 {
+		a.Ino = n.StableAttr().Ino
 		n.f.fill(&a, &out.Attr)
 	}
 	return errno
@@ -414,7 +448,7 @@ func (n *node) Rename(context.Context, string, fs.InodeEmbedder, string, uint32)
 // file is an open file of the pod's.
 type file struct {
 	f      *FS
-	handle uint64
+	handle Handle
 	ahead  ahead
 }
 

@@ -65,13 +65,22 @@ func (f *files) open() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	st, err := f.run.pod.Files(ctx)
-	if err != nil {
+	f.client = podfs.NewClient(f.run.pods.Files)
+	if err := f.client.Connect(ctx); err != nil {
 		return fmt.Errorf("ask for the pod's files: %w", err)
 	}
-	f.client = podfs.NewClient(st)
 	f.makeUp(f.overlay)
 	return nil
+}
+
+// move is called when another pod is stood for.
+func (f *files) move() {
+	if f.client != nil {
+		f.client.Move()
+	}
+	if f.fs != nil {
+		f.fs.Moved()
+	}
 }
 
 func (f *files) close() {

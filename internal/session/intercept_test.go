@@ -15,7 +15,6 @@ import (
 
 	"github.com/stead-dev/stead/internal/intercept/notify"
 	"github.com/stead-dev/stead/internal/launch"
-	"github.com/stead-dev/stead/internal/policy"
 	"github.com/stead-dev/stead/internal/session/incoming"
 	"github.com/stead-dev/stead/internal/session/outgoing"
 	"github.com/stead-dev/stead/internal/session/pod"
@@ -215,7 +214,7 @@ func under(t *testing.T, p *nearPod, argv ...string) (string, int) {
 	in := incoming.New(incoming.Config{Mode: wire.Steal, Trouble: trouble, Notice: func(s string) { t.Log(s) }})
 	in.SetPod(p)
 	out, err := outgoing.New(outgoing.Config{
-		Pod: p, Policy: &policy.Network{}, Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.2")},
+		Pod: p, Network: outgoing.Network{Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.2")}},
 		OwnTCP: in.OwnTCP, OwnUDP: in.OwnUDP, Trouble: trouble,
 	})
 	if err != nil {

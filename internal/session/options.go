@@ -2,9 +2,10 @@ package session
 
 import (
 	"io"
+	"time"
 
 	"github.com/stead-dev/stead/internal/policy"
-	"github.com/stead-dev/stead/internal/session/replicas"
+	"github.com/stead-dev/stead/internal/session/seats"
 	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
@@ -16,14 +17,20 @@ type Options struct {
 	Build  string        // our version
 	Target string        // as the user named it, for messages
 
-	// Replicas finds further pods whose incoming traffic is the program's too, nil for none.
-	Replicas replicas.Source
+	Pod string // the pod beside which Dial's agent stands, "" where that is the target itself
+
+	// Pods follows the target's pods: further ones, whose incoming traffic is the program's too, and
+	// those in the place of one that ends. Nil where there is that one alone.
+	Pods   seats.Source
+	All    bool          // the incoming traffic of all of them is the program's
+	Follow time.Duration // how long a pod that ended may be without a successor; 0 ends the program with it
 
 	Argv []string
 	Env  []string // the laptop's
 	Dir  string   // the working directory, absolute
 
 	Incoming wire.Mode            // empty: incoming traffic is left alone
+	Probes   map[uint16][]string  // paths of the kubelet's probes, by port, that are not stolen
 	Laptop   []policy.AddressRule // destinations that stay on the laptop
 	Files    Files
 

@@ -2,8 +2,9 @@
 // agent, starts the program under the interceptor, answers what the interceptor asks from its
 // rooms (outgoing, incoming, the pod's files), and ends with the program.
 //
-// Who owns what: Run owns everything and gives it back in reverse order before it returns. When
-// the agent is lost for good the program is ended, for half of what it sees would be a lie. When
+// Who owns what: Run owns everything and gives it back in reverse order before it returns. When the
+// pod ends, another one's agent takes its place (package seats), under what the program has open; when
+// there is none, the program is ended, for half of what it sees would be a lie. When
 // this process is killed, the guard ends the program (package launch), the kernel closes our
 // sockets, and the agent, seeing the tunnel end, gives the pod's connections back.
 package session
@@ -23,8 +24,7 @@ import (
 	"github.com/stead-dev/stead/internal/policy"
 	"github.com/stead-dev/stead/internal/session/incoming"
 	"github.com/stead-dev/stead/internal/session/outgoing"
-	"github.com/stead-dev/stead/internal/session/pod"
-	"github.com/stead-dev/stead/internal/session/replicas"
+	"github.com/stead-dev/stead/internal/session/seats"
 	"github.com/stead-dev/stead/internal/sys"
 	"github.com/stead-dev/stead/internal/wire"
 )
@@ -36,7 +36,7 @@ func Run(ctx context.Context, o Options) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	s := &run{o: o, said: make(map[string]bool)}
+	s := &run{o: o, said: make(map[string]bool), move: make(chan struct{}, 1)}
 	defer s.close()
 	// What this machine does for the program goes on while the pod is asked.
 	begun, planned := make(chan error, 1), make(chan *files, 1)
@@ -63,14 +63,15 @@ func Run(ctx context.Context, o Options) (int, error) {
 // run is the state of one Run. Only its goroutine touches the fields; the rooms and the
 // supervisor have their own locks.
 type run struct {
-	o      Options
-	pod    *pod.Conn
-	others *replicas.Room
-	in     *incoming.Room
-	out    *outgoing.Room
-	files  *files
-	sup    *notify.Supervisor
-	proc   *launch.Process
+	o     Options
+	pods  *seats.Room
+	first *wire.Target  // the pod as the program was started with it
+	move  chan struct{} // another pod is stood for
+	in    *incoming.Room
+	out   *outgoing.Room
+	files *files
+	sup   *notify.Supervisor
+	proc  *launch.Process
 
 	mu   sync.Mutex // guards said and the order of lines on Stderr
 	said map[string]bool
@@ -93,46 +94,52 @@ func (s *run) close() {
 	if s.files != nil {
 		s.files.close()
 	}
-	if s.others != nil {
-		s.others.Close()
-	}
-	if s.pod != nil {
-		s.pod.Close()
+	if s.pods != nil {
+		s.pods.Close()
 	}
 }
 
-// attach reaches the agent.
-func (s *run) attach(ctx context.Context) (err error) {
-	s.in = incoming.New(incoming.Config{Mode: s.o.Incoming, Trouble: s.trouble, Notice: s.notice})
-	s.pod, err = pod.Join(ctx, s.o.Target, s.o.Dial, wire.Hello{Build: s.o.Build, Secret: s.o.Secret},
-		pod.Handlers{Incoming: s.in.Serve, Event: s.event})
-	if err != nil {
+// attach reaches the agent, and those beside the target's other pods.
+func (s *run) attach(ctx context.Context) error {
+	s.in = incoming.New(incoming.Config{Mode: s.o.Incoming, Probes: s.o.Probes, Trouble: s.trouble, Notice: s.notice})
+	s.pods = seats.New(seats.Config{
+		Target: s.o.Target, Hello: wire.Hello{Build: s.o.Build, Secret: s.o.Secret}, Wait: s.o.Follow,
+		Incoming: s.in.Serve, Event: s.event, Notice: s.tell, Trouble: s.trouble, Moved: s.moved,
+	})
+	s.in.SetPod(s.pods)
+	if err := s.pods.Begin(ctx, s.o.Pod, s.o.Dial); err != nil {
 		return err
 	}
-	s.in.SetPod(s.pod)
-	if s.o.Replicas != nil && s.o.Incoming != "" {
-		s.others = replicas.New(replicas.Config{First: s.pod, Hello: wire.Hello{Build: s.o.Build, Secret: s.o.Secret},
-			Incoming: s.in.Serve, Event: s.event, Trouble: s.trouble})
-		s.in.SetPod(s.others)
-		s.others.Start(ctx, s.o.Replicas)
+	s.first = s.pods.Target()
+	if s.o.Pods != nil {
+		s.pods.Follow(ctx, s.o.Pods, s.o.All && s.o.Incoming != "")
 	}
 	return nil
 }
 
+// moved is told that another pod is stood for. What is open goes on as long as the old one does.
+func (s *run) moved() {
+	select {
+	case s.move <- struct{}{}:
+	default: // it is known already
+	}
+}
+
+// network is what of the pod the outgoing connections need to know.
+func (s *run) network() outgoing.Network {
+	t := s.pods.Target()
+	return outgoing.Network{Policy: policy.Network{Laptop: s.o.Laptop, Nameservers: t.Nameservers}, Addrs: t.Addrs}
+}
+
 func (s *run) rooms() (err error) {
-	t := s.pod.Target()
 	s.out, err = outgoing.New(outgoing.Config{
-		Pod:     s.pod,
-		Policy:  &policy.Network{Laptop: s.o.Laptop, Nameservers: t.Nameservers},
-		Addrs:   t.Addrs,
+		Pod:     s.pods,
+		Network: s.network(),
 		OwnTCP:  s.in.OwnTCP,
 		OwnUDP:  s.in.OwnUDP,
 		Trouble: s.trouble,
 	})
-	if err != nil {
-		return err
-	}
-	return nil
+	return err
 }
 
 // begin starts the processes that become the program through door, while we find out what it is to
@@ -148,7 +155,7 @@ func (s *run) begin(door Door) (err error) {
 }
 
 func (s *run) start(ctx context.Context, path string) (err error) {
-	t := s.pod.Target()
+	t := s.first
 	h := &handler{in: s.in, out: s.out, node: t.Hostname, nis: t.Domain, trouble: s.trouble}
 	spec := launch.Spec{
 		Path: path, Argv: s.o.Argv, Env: policy.Environment(s.o.Env, t.Env, s.files.paths),
@@ -203,18 +210,21 @@ func (s *run) start(ctx context.Context, path string) (err error) {
 func (s *run) wait(ctx context.Context) (int, error) {
 	stop := forwardSignals(s.proc)
 	defer stop()
-	var lost error
-	select {
-	case <-s.proc.Done():
-	case <-ctx.Done():
-		s.end()
-		return 0, context.Cause(ctx)
-	case <-s.pod.Done():
-		if lost = s.pod.Err(); lost == nil {
-			lost = errors.New("the agent ended")
+	for on := true; on; {
+		select {
+		case <-s.proc.Done():
+			on = false
+		case <-s.move:
+			s.out.SetNetwork(s.network())
+			s.files.move()
+		case <-ctx.Done():
+			s.end()
+			return 0, context.Cause(ctx)
+		case <-s.pods.Lost():
+			s.end()
+			err := s.pods.Err()
+			return 0, fault.With(fmt.Errorf("%w; the program was ended", err), fault.Hint(err))
 		}
-		s.end()
-		return 0, fault.With(fmt.Errorf("lost the agent beside %s, so the program was ended: %w", s.o.Target, lost), "run the same command again")
 	}
 	s.end()
 	s.drain(ctx)
@@ -230,7 +240,7 @@ func (s *run) drain(ctx context.Context) {
 	defer cancel()
 	go func() { // an agent that is gone takes nothing any more
 		select {
-		case <-s.pod.Done():
+		case <-s.pods.Lost():
 			cancel()
 		case <-ctx.Done():
 		}
@@ -259,14 +269,7 @@ func (s *run) end() {
 	}
 }
 
-func (s *run) event(e wire.Event) {
-	switch e.Kind {
-	case wire.EventTargetGone:
-		s.notice("the target ended: " + e.Text)
-	default:
-		s.notice(e.Text)
-	}
-}
+func (s *run) event(e wire.Event) { s.notice(e.Text) }
 
 // trouble tells what the program's errno cannot; the same line once.
 func (s *run) trouble(err error) {
@@ -280,6 +283,16 @@ func (s *run) notice(text string) {
 	if !s.o.Quiet {
 		s.once("stead: " + text)
 	}
+}
+
+// tell is notice for what may happen more than once.
+func (s *run) tell(text string) {
+	if s.o.Quiet {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fmt.Fprintln(s.o.Stderr, "stead: "+text)
 }
 
 func (s *run) once(line string) {

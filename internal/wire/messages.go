@@ -119,6 +119,9 @@ type Subscribe struct {
 	Network string `cbor:"n"`
 	Port    uint16 `cbor:"p"`
 	Mode    Mode   `cbor:"m"`
+	// Probes are the paths that the kubelet of the pod's node asks this port for, to see how the app
+	// does: stolen, such a request is left to the app all the same.
+	Probes []string `cbor:"r,omitempty"`
 }
 
 // Incoming describes one caught connection.

@@ -16,7 +16,7 @@ cluster-check: cluster-up
 
 # The end-to-end tests, on a cluster of their own where none is up.
 e2e: setup build
-	$(GO) test -tags e2e -count=1 -timeout 40m -v ./test/e2e
+	$(GO) test -tags e2e -count=1 -timeout 30m -v ./test/e2e
 
 # Figures, beside kubectl port-forward.
 bench-cluster: setup build

@@ -7,6 +7,7 @@
 #   cluster.sh enter CMD...       run CMD inside the node (all its namespaces); I=2 for node2
 #   cluster.sh net CMD...         run CMD with only the node's network (host files, host pids)
 #   cluster.sh restart PART       kill -9 a part of the node and start it anew: apiserver, kubelet, proxy, ...
+#   cluster.sh cut I, join I      take node I off the network, and put it back
 #   cluster.sh status             say whether it is up
 #
 # A "node" is one process tree with its own mount, network, pid, uts, ipc and cgroup namespaces, as
@@ -118,9 +119,10 @@ case ${1:-} in
     done; done ;;
   restart) [ -s "$N/$2.sh" ] || { echo "error: the node has no part $2" >&2; exit 2; }
     exec nsenter -t "$(init_pid)" -m -n -p -u -i -C -- bash -c '
-      p=$(cat "$0/$1.nspid"); kill -9 "$p"; while kill -0 "$p" 2>/dev/null && ! grep -q "^State:.Z" "/proc/$p/status"; do sleep 0.02; done
+      p=$(cat "$0/$1.nspid"); kill -9 "$p"; t=(x); while [ ${#t[@]} != 0 ]; do sleep 0.02; t=(); for d in "/proc/$p/task/"*; do grep -qs "^State:.[^ZX]" "$d/status" && t+=("$d"); done; done   # every thread: each holds the ports
       setsid bash "$0/$1.sh" >> "$0/log/$1.log" 2>&1 < /dev/null & echo $! > "$0/$1.nspid"' "$N" "$2" ;;
+  cut|join) nsenter -t "$(cat "$RUN/switch.pid")" -n ip link set "sw$2" "$([ "$1" = cut ] && echo down || echo up)" ;;
   enter) shift; KUBECONFIG=$RUN/pki/admin.kubeconfig exec nsenter -t "$(init_pid)" -m -n -p -u -i -C -- "$@" ;;
   net) shift; KUBECONFIG=$RUN/pki/admin.kubeconfig exec nsenter -t "$(init_pid)" -n -- "$@" ;;
-  *) echo "usage: cluster.sh up|down|status|restart PART|load TAR...|enter CMD...|net CMD..." >&2; exit 2 ;;
+  *) echo "usage: cluster.sh up|down|status|restart PART|cut I|join I|load TAR...|enter CMD...|net CMD..." >&2; exit 2 ;;
 esac

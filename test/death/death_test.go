@@ -205,8 +205,8 @@ func TestWhoeverDiesNothingIsLeftAndTheAppAnswers(t *testing.T) {
 		{"supervisor that traps path calls", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return s.Process.Pid }, -1, []string{"--files", "trap"}},
 		{"guard", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return below(t, s.Process.Pid, "__guard") }, 137, nil},
 		{"program", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return below(t, s.Process.Pid, "python3") }, 137, nil},
-		{"agent", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return b.Status().Pods[0].Agent }, 125, nil},
-		{"app of the pod", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return b.Status().Pods[0].PID }, 125, nil},
+		{"agent", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return b.Status().Pods[0].Agent }, 125, []string{"--follow", "0"}},
+		{"app of the pod", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return b.Status().Pods[0].PID }, 125, []string{"--follow", "0"}},
 	} {
 		t.Run(c.victim, func(t *testing.T) {
 			if left := traces(t); len(left) > 0 {
@@ -256,6 +256,38 @@ func TestWhoeverDiesNothingIsLeftAndTheAppAnswers(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A session that follows its pod goes on with another agent beside it, and leaves as little.
+func TestASessionOutlivesItsAgentAndTheAppItStandsFor(t *testing.T) {
+	b := bed.Up(t, stead, "death-follow")
+	s := session(t, b)
+	for i := range times {
+		stop := traffic(b)
+		time.Sleep(time.Duration(20+37*i%100) * time.Millisecond)
+		st := b.Status().Pods[0]
+		victim, app := st.Agent, i%2 == 1
+		if app {
+			victim = st.PID
+		}
+		if err := syscall.Kill(victim, syscall.SIGKILL); err != nil {
+			t.Fatalf("kill: %v", err)
+		}
+		bed.Eventually(t, "another agent stands there", func() bool {
+			now := b.Status().Pods[0]
+			return now.Agent != 0 && now.Agent != st.Agent && now.PID != 0 && (now.PID != st.PID) == app
+		})
+		bed.Eventually(t, "the program answers", func() bool { return b.Call("http://orders:8080/").Stdout == "program\n" })
+		stop()
+	}
+	if err := s.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	s.Wait()
+	if r := b.Call("http://orders:8080/later"); r.Stdout != "orders-0 (pod): GET /later\n" {
+		t.Errorf("afterwards %q %s", r.Stdout, r.Stderr)
+	}
+	bed.Eventually(t, "nothing is left", func() bool { return len(traces(t)) == 0 })
 }
 
 func TestKillingTheDaemonTakesThePlaygroundAlong(t *testing.T) {

@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/stead-dev/stead/test/internal/bed"
 )
 
 // talker is a program that says something to the pod db every tenth of a second, over one connection,
@@ -95,11 +98,12 @@ func TestAKilledCLILeavesNothing(t *testing.T) {
 		t.Fatalf("%s%s", r.stdout, r.stderr)
 	}
 	s.cmd.Process.Signal(syscall.SIGKILL)
+	end := time.Now().Add(60 * time.Second)
 	s.end()
-	// What is stolen goes back to the app, when the transport has ended or after the time of a
-	// resumption.
+	// What is stolen goes back to the app as soon as the transport has ended; the agent waits for the
+	// session's return.
 	var r result
-	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+	for ; time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		if r = call("http://bare/b", "1"); strings.HasPrefix(r.stdout, "pod bare-") {
 			break
 		}
@@ -107,7 +111,7 @@ func TestAKilledCLILeavesNothing(t *testing.T) {
 	if !strings.HasPrefix(r.stdout, "pod bare-") {
 		t.Errorf("a minute later: %s%s", r.stdout, r.stderr)
 	}
-	nothingLeft(t, 70*time.Second)
+	nothingLeft(t, time.Until(end))
 }
 
 func TestACLIThatIsKilledWhileItsAgentStartsLeavesNothing(t *testing.T) {
@@ -119,47 +123,52 @@ func TestACLIThatIsKilledWhileItsAgentStartsLeavesNothing(t *testing.T) {
 	}
 	s.cmd.Process.Signal(syscall.SIGKILL)
 	s.end()
-	nothingLeft(t, 100*time.Second) // the lease
+	nothingLeft(t, 60*time.Second) // the lease
 }
 
-func TestAKilledAgentEndsTheProgramWithTheReasonAndTheAppGoesOn(t *testing.T) {
-	s := begin(t, "deployment/bare", []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "1000")
+// killAgent kills the agent beside a pod's container, the process itself.
+func killAgent(t *testing.T, pod, container string) {
+	t.Helper()
+	id := kubectl("get", "pod", pod, "-o", `jsonpath={.status.containerStatuses[?(@.name=="`+container+`")].containerID}`).stdout
+	node := kubectl("get", "pod", pod, "-o", "jsonpath={.spec.nodeName}").stdout
+	_, id, _ = strings.Cut(id, "://")
+	script := `for p in /proc/[0-9]*; do case "$(tr '\0' ' ' < $p/cmdline 2>/dev/null)" in /stead-agent*` + id + `*) kill -9 ${p#/proc/} && echo killed; esac; done`
+	c := exec.Command(filepath.Join(bed.Root(), "test/cluster/cluster.sh"), "enter", "bash", "-c", script)
+	c.Env = append(os.Environ(), "I="+strings.TrimPrefix(node, "node"))
+	if out, err := c.CombinedOutput(); err != nil || string(out) != "killed\n" {
+		t.Fatalf("kill the agent beside %s: %v %s", pod, err, out)
+	}
+}
+
+func TestAnAgentThatIsKilledDuringTrafficIsReplacedAndTheProgramGoesOn(t *testing.T) {
+	s := reside(t, "deployment/bare")
+	pod := s.stands()
+	served(t, s, "http://bare/before", 10)
+	stop := stream("http://bare/during")
+	killAgent(t, pod, "bare")
+	s.until("file", "ESTALE")
+	s.until(podsOf(t, "bare")[pod], pod, "udp x", "tcp db: x")
+	if told := s.stderr(); !strings.Contains(told, "lost the agent beside pod "+pod+" (") || !strings.Contains(told, "another one stands there now") {
+		t.Errorf("what is told: %s", told)
+	}
+	t.Log(stop())
+	served(t, s, "http://bare/after", 10)
+	s.finish("http://bare/end")
+}
+
+func TestAKilledAgentThatIsNotToBeReplacedEndsTheProgramWithTheReasonAndTheAppGoesOn(t *testing.T) {
+	s := begin(t, "deployment/bare", []string{"--steal", "--follow", "0"}, programs()+"/goprobe", "serve", "8080", "1000")
 	s.expect("listening 8080")
 	if r := call("http://bare/a", "3"); strings.Count(r.stdout, "go program") != 3 {
 		t.Fatalf("%s%s", r.stdout, r.stderr)
 	}
-	if r := kubectl("delete", "pods", "-l", "app.kubernetes.io/managed-by=stead", "--grace-period=0", "--force"); r.code != 0 {
-		t.Fatal(r.stderr)
-	}
+	killAgent(t, podOf(t, "bare"), "bare")
 	code := s.end()
 	if code != 125 || !strings.Contains(s.stderr(), "error: lost the agent beside deployment/bare") || !strings.Contains(s.stderr(), "hint: ") {
 		t.Errorf("exit code %d: %s", code, s.stderr())
 	}
 	if r := call("http://bare/b", "3"); strings.Count(r.stdout, "pod bare-") != 3 {
 		t.Errorf("afterwards: %s%s", r.stdout, r.stderr)
-	}
-	nothingLeft(t, 30*time.Second)
-}
-
-func TestTheEndOfTheTargetIsTold(t *testing.T) {
-	s := begin(t, "deployment/bare", []string{"--no-incoming"}, "sleep", "100")
-	deadline := time.Now().Add(limit)
-	for time.Now().Before(deadline) && kubectl("get", "pods", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name").stdout == "" {
-	}
-	pod := podOf(t, "bare")
-	time.Sleep(time.Second) // the session stands, or stands up: both must end
-	if r := kubectl("delete", "pod", pod, "--wait=false"); r.code != 0 {
-		t.Fatal(r.stderr)
-	}
-	code := s.end()
-	if code != 125 || !strings.Contains(s.stderr(), "error: ") || strings.Count(s.stderr(), "hint: ") != 1 {
-		t.Errorf("exit code %d: %s", code, s.stderr())
-	}
-	kubectl("rollout", "status", "deployment/bare", "--timeout=60s")
-	for range 100 { // the Service knows its new pod
-		if r := call("http://bare/", "1"); r.code == 0 {
-			break
-		}
 	}
 	nothingLeft(t, 30*time.Second)
 }

@@ -190,6 +190,8 @@ func podOf(t *testing.T, app string) string {
 // nothingLeft fails the test if something of ours stays in the namespace.
 func nothingLeft(t *testing.T, within time.Duration) {
 	t.Helper()
+	began := time.Now()
+	defer func() { t.Logf("what was ours went within %v", time.Since(began).Round(100*time.Millisecond)) }()
 	var r result
 	for end := time.Now().Add(within); time.Now().Before(end); time.Sleep(300 * time.Millisecond) {
 		r = kubectl("get", "jobs,pods", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name")

@@ -116,7 +116,8 @@ func TestFailuresAreNamed(t *testing.T) {
 }
 
 func TestAClusterThatIsNotThereIsNamed(t *testing.T) {
-	config := strings.ReplaceAll(kubectl("config", "view", "--raw").stdout, "127.0.0.1:6443", "127.0.0.1:1")
+	server := kubectl("config", "view", "-o", "jsonpath={.clusters[0].cluster.server}").stdout
+	config := strings.ReplaceAll(kubectl("config", "view", "--raw").stdout, server, "https://127.0.0.1:1")
 	r := command(config, stead, "exec", "--kubeconfig", "/dev/stdin", "--target", "deployment/orders", "--", "true")
 	if r.code != 125 || !strings.Contains(r.stderr, "connection refused") || !strings.Contains(r.stderr, "kubectl cluster-info") {
 		t.Errorf("exit code %d: %s", r.code, r.stderr)

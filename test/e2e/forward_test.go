@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // beside starts a command of stead that goes on beside the test, and gives what matches in the line
@@ -66,6 +67,39 @@ func TestPortsAreForwardedThroughTheTarget(t *testing.T) {
 			t.Errorf("%q", b)
 		}
 	})
+	t.Run("through a pod that is replaced", func(t *testing.T) {
+		m := beside(t, `(127\.0\.0\.1:\d+)`, "port-forward", "--target", "deployment/bare", "-L", "0:db:80")
+		from := func() string { // as db sees it
+			c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: limit}
+			resp, err := c.Get("http://" + m[1] + "/")
+			if err != nil {
+				return err.Error()
+			}
+			defer resp.Body.Close()
+			b, _ := io.ReadAll(resp.Body)
+			ip, _, _ := strings.Cut(string(b), ":")
+			return ip
+		}
+		old := podOf(t, "bare")
+		if got, want := from(), podsOf(t, "bare")[old]; got != want {
+			t.Errorf("it leaves from %s, not %s", got, want)
+		}
+		if r := kubectl("delete", "pod", old, "--wait=false"); r.code != 0 {
+			t.Fatal(r.stderr)
+		}
+		want := ""
+		for _, want = range podsOf(t, "bare") {
+		}
+		last := ""
+		for end := time.Now().Add(limit); time.Now().Before(end) && last != want; time.Sleep(200 * time.Millisecond) {
+			last = from()
+		}
+		if last != want {
+			t.Errorf("it leaves from %s, not %s", last, want)
+		}
+		for end := time.Now().Add(limit); time.Now().Before(end) && call("http://bare/", "1").code != 0; {
+		}
+	})
 	t.Run("to the laptop", func(t *testing.T) {
 		beside(t, "8080", "port-forward", "--target", "deployment/bare", "-R", "8080:"+port)
 		if r := call("http://bare/back", "1"); r.stdout != "laptop: /back\n" {
@@ -80,5 +114,45 @@ func TestPortsAreForwardedThroughTheTarget(t *testing.T) {
 func TestTheWayIsMeasured(t *testing.T) {
 	if r := tool("diagnose", "latency", "--target", "deployment/bare"); r.code != 0 || !strings.Contains(r.stdout, "ms") && !strings.Contains(r.stdout, "us") && !strings.Contains(r.stdout, "µs") {
 		t.Errorf("exit code %d: %s%s", r.code, r.stdout, r.stderr)
+	}
+}
+
+func TestWhatReachesTheTargetIsPrinted(t *testing.T) {
+	c := exec.Command(stead, "dump", "-n", namespace, "--target", "deployment/bare", "-p", "8080")
+	c.Env, c.Dir = environment(), work
+	var said strings.Builder
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	errs, err := c.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if l, _ := bufio.NewReader(errs).ReadString('\n'); !strings.Contains(l, "port 8080 of deployment/bare") {
+		t.Errorf("it says %q", l)
+	}
+	client := kubectl("get", "pod", "client", "-o", "jsonpath={.status.podIP}").stdout
+	if r := call("http://bare/printed", "2"); strings.Count(r.stdout, "pod bare-") != 2 { // the app answers
+		t.Errorf("%s%s", r.stdout, r.stderr)
+	}
+	ends := 0
+	for lines := bufio.NewScanner(out); ends < 2 && lines.Scan(); {
+		fmt.Fprintln(&said, lines.Text())
+		if strings.HasSuffix(lines.Text(), " ends") {
+			ends++
+		}
+	}
+	c.Process.Signal(interrupt)
+	if err := c.Wait(); err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{"GET /printed HTTP/1.1", "Host: bare", "#1 " + client + ":", "#2 " + client + ":", "-> :8080"} {
+		if !strings.Contains(said.String(), want) {
+			t.Errorf("%q is not printed:\n%s", want, said.String())
+		}
 	}
 }

@@ -165,23 +165,3 @@ func TestThreeSessionsShareOneAgentAndASecondStealIsRefused(t *testing.T) {
 		s.end()
 	}
 }
-
-func TestProbesOfTheKubeletGoOnBeingAnswered(t *testing.T) {
-	pod := podOf(t, "orders")
-	restarts := func() string {
-		return kubectl("get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}").stdout
-	}
-	before := restarts()
-	// A program that answers nothing of it: the probes are stolen, too, and it serves them.
-	s := begin(t, "pod/"+pod, []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "6")
-	s.expect("listening 8080")
-	for range 6 {
-		if l := s.line(); !strings.HasPrefix(l, "served GET /healthz") {
-			t.Errorf("the program saw %q", l)
-		}
-	}
-	s.end()
-	if after := restarts(); after != before || !strings.HasSuffix(after, "true") {
-		t.Errorf("restarts and readiness before %q, after %q", before, after)
-	}
-}

@@ -73,7 +73,7 @@ func TestRealProgramsSeeWhatTheySeeInThePod(t *testing.T) {
 
 func TestFilesOfEveryKindOfMountAreThePods(t *testing.T) {
 	same(t, podOf(t, "orders"), "orders", nil, programs()+"/app", "tree", "/etc/orders", "/etc/single.yaml", "/var/run/secrets",
-		"/var/run/projected", "/var/data", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname")
+		"/var/run/projected", "/var/data", "/var/programs", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname")
 }
 
 func TestTheFilesOfATargetWithoutShellAndRootAreThePods(t *testing.T) {

@@ -64,13 +64,13 @@ spec:
 		}
 	}
 	bare := podOf(t, "bare")
-	rs := strings.TrimPrefix(kubectl("get", "replicaset", "-l", "app=bare", "-o", "name").stdout, "replicaset.apps/")
+	rs := kubectl("get", "pod", bare, "-o", "jsonpath={.metadata.ownerReferences[0].name}").stdout
 	for _, c := range []struct{ target, pod string }{
 		{"pod/" + bare, bare},
 		{"po/" + bare + "/container/bare", bare},
 		{"deployment/bare", bare},
 		{"deploy/bare/container/istio-proxy", bare},
-		{"replicaset/" + strings.TrimSpace(rs), bare},
+		{"replicaset/" + rs, bare},
 		{"service/bare", bare},
 		{"label/app=bare", bare},
 		{"rollout/canary", bare},

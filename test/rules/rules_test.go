@@ -24,10 +24,10 @@ var mayImport = map[string][]string{
 	"internal/session":          {"internal/session/", "internal/intercept", "internal/intercept/", "internal/launch", "internal/podfs", "internal/policy", "internal/tunnel", "internal/wire", "internal/fault", "internal/sys"},
 	"internal/session/pod":      {"internal/tunnel", "internal/wire", "internal/fault"},
 	"internal/session/outgoing": {"internal/intercept", "internal/policy", "internal/tunnel", "internal/wire", "internal/inet"},
-	"internal/session/replicas": {"internal/session/pod", "internal/tunnel", "internal/wire"},
+	"internal/session/seats":    {"internal/session/pod", "internal/tunnel", "internal/wire", "internal/fault"},
 	"internal/session/incoming": {"internal/intercept", "internal/session/pod", "internal/tunnel", "internal/wire", "internal/inet", "internal/fault"},
 
-	"internal/forward": {"internal/session/pod", "internal/podfs", "internal/tunnel", "internal/wire", "internal/fault"},
+	"internal/forward": {"internal/session/pod", "internal/session/seats", "internal/podfs", "internal/tunnel", "internal/wire", "internal/fault"},
 
 	"internal/launch":           {"internal/intercept/mountns", "internal/intercept/notify", "internal/sys", "internal/fault"},
 	"internal/intercept/notify": {"internal/intercept", "internal/sys", "internal/inet", "internal/fault"},
@@ -52,7 +52,7 @@ var mayImport = map[string][]string{
 var onlyIn = map[string][]string{
 	"k8s.io/":                                {"internal/kube"},
 	"github.com/gorilla/websocket":           {"internal/kube"},
-	"github.com/google/go-containerregistry": {"internal/kube/image"},
+	"github.com/google/go-containerregistry": {"internal/kube/image", "test/e2e/registry"},
 	"github.com/spf13/cobra":                 {"internal/cli"},
 	"github.com/hanwen/go-fuse/v2":           {"internal/podfs", "internal/session"},
 	"github.com/cilium/ebpf":                 {"internal/agent", "test/death"},

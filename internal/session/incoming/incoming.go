@@ -31,7 +31,8 @@ type Pod interface {
 // Config is what a Room is made of.
 type Config struct {
 	Pod     Pod
-	Mode    wire.Mode // empty: nothing is asked for
+	Mode    wire.Mode           // empty: nothing is asked for
+	Probes  map[uint16][]string // of the kubelet, by port: left to the app where the port is stolen
 	Trouble func(error)
 	Notice  func(string)
 }

@@ -128,7 +128,7 @@ func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.
 	}
 	r.ports[number] = p // before the first connection can come
 	r.mu.Unlock()
-	sub, reply, err := r.c.Pod.Subscribe(ctx, wire.Subscribe{Network: "tcp", Port: number, Mode: r.c.Mode})
+	sub, reply, err := r.c.Pod.Subscribe(ctx, wire.Subscribe{Network: "tcp", Port: number, Mode: r.c.Mode, Probes: r.c.Probes[number]})
 	if err == nil && reply.Errno == 0 {
 		r.mu.Lock()
 		p.sub = sub

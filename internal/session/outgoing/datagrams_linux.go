@@ -16,7 +16,7 @@ import (
 )
 
 // sendConnected carries the program's datagrams to the pod, until the relay is closed.
-func (r *Room) sendConnected(a *association, relay *net.UDPConn, stream tunnel.Stream) {
+func (r *Room) sendConnected(a *association, relay *net.UDPConn) {
 	raw, err := relay.SyscallConn()
 	if err != nil {
 		return
@@ -30,24 +30,23 @@ func (r *Room) sendConnected(a *association, relay *net.UDPConn, stream tunnel.S
 			}
 			continue // ECONNREFUSED: the program's socket is gone or full; the sweep decides
 		}
-		if _, err := stream.Write(frame); err != nil {
-			return
-		}
+		_, _ = r.udp.streamOf(a).Write(frame) // one that has ended loses it, as a network that is away
 	}
 }
 
-// receiveConnected carries the far end's datagrams to the program, until the stream ends.
-func (r *Room) receiveConnected(a *association, relay *net.UDPConn, far, at netip.AddrPort, stream tunnel.Stream) {
-	in := wire.Datagrams{R: stream}
+// receiveConnected carries the far end's datagrams to the program, until the stream ends. It returns
+// the relay that is in use then, nil if there can be none.
+func (r *Room) receiveConnected(a *association, relay *net.UDPConn, far, at netip.AddrPort) *net.UDPConn {
+	in := wire.Datagrams{R: r.udp.streamOf(a)}
 	for {
 		b, errno, err := in.Next()
 		if err != nil {
-			return
+			return relay
 		}
 		if errno != 0 {
-			relay = r.refuse(a, relay, far, at, stream)
+			relay = r.refuse(a, relay, far, at)
 			if relay == nil {
-				return
+				return nil
 			}
 			continue
 		}
@@ -58,7 +57,7 @@ func (r *Room) receiveConnected(a *association, relay *net.UDPConn, far, at neti
 // refuse gives the program the error that the pod's kernel got: with the relay closed for a
 // moment, an empty datagram sent through the program's own socket is refused by our kernel, which
 // notes ECONNREFUSED on that socket. It returns the relay that takes the old one's place.
-func (r *Room) refuse(a *association, relay *net.UDPConn, far, at netip.AddrPort, stream tunnel.Stream) *net.UDPConn {
+func (r *Room) refuse(a *association, relay *net.UDPConn, far, at netip.AddrPort) *net.UDPConn {
 	relay.Close() // ends sendConnected
 	if fd, err := a.again(); err == nil {
 		_ = unix.Sendto(fd, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
@@ -80,7 +79,7 @@ func (r *Room) refuse(a *association, relay *net.UDPConn, far, at netip.AddrPort
 	}
 	a.relays[far] = next
 	r.work.Add(1)
-	go func() { defer r.work.Done(); r.sendConnected(a, next, stream) }()
+	go func() { defer r.work.Done(); r.sendConnected(a, next) }()
 	return next
 }
 
@@ -89,7 +88,7 @@ func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) in
 	if s.Family == unix.AF_INET && !to.Addr().Is4() {
 		return intercept.Continue
 	}
-	d := r.c.Policy.Destination(to, r.c.OwnUDP)
+	d := r.network.Load().Policy.Destination(to, r.c.OwnUDP)
 	if d.Where == policy.Laptop {
 		return intercept.Continue
 	}
@@ -133,7 +132,8 @@ func (r *Room) relayTo(ctx context.Context, s *intercept.Socket, to, far, there 
 		return netip.AddrPort{}, unix.EISCONN
 	}
 	if a == nil {
-		stream, reply, err := r.c.Pod.Packet(ctx, wire.Packet{IPv6: s.Family == unix.AF_INET6, Bind: r.bound(s)})
+		ask := wire.Packet{IPv6: s.Family == unix.AF_INET6, Bind: r.bound(s)}
+		stream, reply, err := r.c.Pod.Packet(ctx, ask)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return netip.AddrPort{}, unix.EINTR
@@ -155,7 +155,13 @@ func (r *Room) relayTo(ctx context.Context, s *intercept.Socket, to, far, there 
 			r.udp.addLocked(a)
 			r.work.Add(1)
 			r.live.Add(1)
-			go func() { defer r.work.Done(); defer r.live.Add(-1); r.receivePackets(a) }()
+			go func() {
+				defer r.work.Done()
+				defer r.live.Add(-1)
+				for on := true; on; on = r.renew(a, func(ctx context.Context) (tunnel.Stream, wire.Reply, error) { return r.c.Pod.Packet(ctx, ask) }) {
+					r.receivePackets(a)
+				}
+			}()
 			fresh = nil
 		}
 		r.udp.mu.Unlock()
@@ -217,19 +223,16 @@ func (r *Room) sendPackets(a *association, relay *net.UDPConn, there netip.AddrP
 		a.here = inet.Unmap(from)
 		stream := a.stream
 		r.udp.mu.Unlock()
-		a.write.Lock() // the relays of one socket share its stream
-		_, err = stream.Write(frame)
+		a.write.Lock()             // the relays of one socket share its stream
+		_, _ = stream.Write(frame) // one that has ended loses it
 		a.write.Unlock()
-		if err != nil {
-			return
-		}
 	}
 }
 
 // receivePackets carries what far ends send to the program. One that the program never wrote to
 // (a server that answers from another port) gets a relay of its own, once the program has one.
 func (r *Room) receivePackets(a *association) {
-	in := wire.Datagrams{R: a.stream}
+	in := wire.Datagrams{R: r.udp.streamOf(a)}
 	for {
 		from, b, errno, err := in.NextPacket()
 		if err != nil {

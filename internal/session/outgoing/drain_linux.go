@@ -19,6 +19,7 @@ import (
 // the far end has closed too. A UDP socket's end is not seen, so each is ended after the last
 // datagram that waits.
 func (r *Room) Drain(ctx context.Context) {
+	r.ending.Store(true)
 	for stream, relays := range r.udp.open() {
 		for _, c := range relays {
 			for waiting(c) && pause(ctx) {

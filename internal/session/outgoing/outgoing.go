@@ -44,11 +44,16 @@ type Pod interface {
 	Packet(context.Context, wire.Packet) (tunnel.Stream, wire.Reply, error)
 }
 
+// Network is what the room knows of the pod's.
+type Network struct {
+	Policy policy.Network
+	Addrs  []netip.Addr // the pod's, told as the local end until the pod has chosen one
+}
+
 // Config is what a Room is made of.
 type Config struct {
-	Pod    Pod
-	Policy *policy.Network
-	Addrs  []netip.Addr // the pod's, told as the local end until the pod has chosen one
+	Pod     Pod
+	Network Network
 	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port.
 	OwnTCP, OwnUDP func(port uint16) bool
 	Trouble        func(error)
@@ -61,6 +66,10 @@ type Room struct {
 	stop context.CancelFunc
 	work sync.WaitGroup
 	live atomic.Int32 // TCP connections, and receivers of UDP
+
+	ending atomic.Bool // the program has ended: what ends now stays so
+
+	network atomic.Pointer[Network]
 
 	relay4, relay6 *listener
 	hole4, hole6   *blackhole
@@ -95,6 +104,7 @@ const deadAge = 2 * time.Minute
 // New opens the listeners on the laptop's loopback.
 func New(c Config) (*Room, error) {
 	r := &Room{c: c, socks: make(map[uint64]*sock)}
+	r.SetNetwork(c.Network)
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	if err := r.open(); err != nil {
 		r.Close()
@@ -103,6 +113,9 @@ func New(c Config) (*Room, error) {
 	r.udp.start(r)
 	return r, nil
 }
+
+// SetNetwork is told that connections leave from another pod from now on.
+func (r *Room) SetNetwork(n Network) { r.network.Store(&n) }
 
 func (r *Room) open() (err error) {
 	if r.relay4, err = r.listen(inet.Loopback(false)); err != nil {
@@ -142,7 +155,7 @@ func (r *Room) localFor(to netip.Addr, port uint16) netip.AddrPort {
 	if to.IsLoopback() {
 		return netip.AddrPortFrom(to, port)
 	}
-	for _, a := range r.c.Addrs {
+	for _, a := range r.network.Load().Addrs {
 		if a.Is4() == to.Is4() && !a.IsLinkLocalUnicast() {
 			return netip.AddrPortFrom(a, port)
 		}

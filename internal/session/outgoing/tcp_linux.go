@@ -46,7 +46,7 @@ func (r *Room) connectTCP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 	if s.Family == unix.AF_INET && !to.Addr().Is4() {
 		return intercept.Continue // EAFNOSUPPORT or EINVAL
 	}
-	d := r.c.Policy.Destination(to, r.c.OwnTCP)
+	d := r.network.Load().Policy.Destination(to, r.c.OwnTCP)
 	if d.Where == policy.Laptop {
 		return intercept.Continue
 	}

@@ -43,7 +43,7 @@ type association struct {
 	local     netip.AddrPort // told to the program; the pod's
 	here      netip.AddrPort // the program's socket on the loopback
 	connected netip.AddrPort // the far end of a connected one
-	stream    tunnel.Stream  // the packet stream of an unconnected one
+	stream    tunnel.Stream  // to the pod's socket; another one after the pod has ended
 	relays    map[netip.AddrPort]*net.UDPConn
 	far       map[netip.AddrPort]netip.AddrPort // by relay
 	again     func() (int, error)
@@ -211,22 +211,23 @@ func (r *Room) connectUDP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 	if !to.IsValid() || s.Family == unix.AF_INET && !to.Addr().Is4() {
 		return intercept.Continue
 	}
-	d := r.c.Policy.Destination(to, r.c.OwnUDP)
+	d := r.network.Load().Policy.Destination(to, r.c.OwnUDP)
 	if d.Where == policy.Laptop {
 		return intercept.Continue
 	}
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
-		stream, reply, err := r.c.Pod.Dial(ctx, wire.Dial{Network: "udp", To: d.To, Bind: r.bound(s)})
+		ask := wire.Dial{Network: "udp", To: d.To, Bind: r.bound(s)}
+		stream, reply, err := r.c.Pod.Dial(ctx, ask)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return intercept.Fail(unix.EINTR)
 		case err != nil:
-			r.trouble(wire.Dial{Network: "udp", To: d.To}, err)
+			r.trouble(ask, err)
 			return intercept.Fail(errLost)
 		case reply.Errno != 0:
 			return intercept.Fail(unix.Errno(reply.Errno))
 		}
-		if errno := r.joinUDP(s, to, d.To, reply.Local, stream); errno != 0 {
+		if errno := r.joinUDP(s, to, ask, reply.Local, stream); errno != 0 {
 			stream.Close()
 			return intercept.Fail(errno)
 		}
@@ -235,7 +236,8 @@ func (r *Room) connectUDP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 }
 
 // joinUDP connects the program's socket and a relay to each other.
-func (r *Room) joinUDP(s *intercept.Socket, to, far, local netip.AddrPort, stream tunnel.Stream) unix.Errno {
+func (r *Room) joinUDP(s *intercept.Socket, to netip.AddrPort, ask wire.Dial, local netip.AddrPort, stream tunnel.Stream) unix.Errno {
+	far := ask.To
 	a, err := newAssociation(r, s)
 	if err != nil {
 		return unix.EBADF
@@ -273,9 +275,57 @@ func (r *Room) joinUDP(s *intercept.Socket, to, far, local netip.AddrPort, strea
 	r.udp.mu.Unlock()
 	r.work.Add(2)
 	r.live.Add(1)
-	go func() { defer r.work.Done(); r.sendConnected(a, relay, stream) }()
-	go func() { defer r.work.Done(); defer r.live.Add(-1); r.receiveConnected(a, relay, far, at, stream) }()
+	go func() { defer r.work.Done(); r.sendConnected(a, relay) }()
+	go func() {
+		defer r.work.Done()
+		defer r.live.Add(-1)
+		for on := true; on; on = relay != nil && r.renew(a, func(ctx context.Context) (tunnel.Stream, wire.Reply, error) { return r.c.Pod.Dial(ctx, ask) }) {
+			relay = r.receiveConnected(a, relay, far, at)
+		}
+	}()
 	return 0
+}
+
+// renewPause is the pause before a socket that lost its pod gets one in another.
+const renewPause = 200 * time.Millisecond
+
+// renew gives an association whose stream has ended, with its pod, a socket in the pod that is stood
+// for now. It is false when the program's socket or the session is gone.
+func (r *Room) renew(a *association, open func(context.Context) (tunnel.Stream, wire.Reply, error)) bool {
+	for {
+		if r.ending.Load() {
+			return false
+		}
+		select {
+		case <-a.ctx.Done():
+			return false
+		case <-time.After(renewPause):
+		}
+		stream, reply, err := open(a.ctx)
+		if err != nil {
+			return false
+		}
+		if reply.Errno != 0 { // the pod's kernel does not give it, for now
+			continue
+		}
+		r.udp.mu.Lock()
+		gone := a.ctx.Err() != nil
+		if !gone {
+			a.stream.Close()
+			a.stream, a.local = stream, inet.Shape(a.family, reply.Local)
+		}
+		r.udp.mu.Unlock()
+		if gone {
+			stream.Close()
+		}
+		return !gone
+	}
+}
+
+func (u *udpTable) streamOf(a *association) tunnel.Stream {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return a.stream
 }
 
 // connectUDPConn connects a relay to the program's socket, so that nobody else's datagrams count.

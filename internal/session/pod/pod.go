@@ -25,6 +25,8 @@ type Conn struct {
 	event    func(wire.Event)
 	cancel   context.CancelFunc
 	running  sync.WaitGroup
+	heard    chan struct{} // closed when the agent has nothing more to tell of the target
+	gone     bool          // it told that the target has ended; read after heard
 }
 
 // Handlers are told what the agent does on its own account.
@@ -41,7 +43,7 @@ const replyTimeout = 30 * time.Second
 
 // Attach introduces the session on a fresh tunnel, which it owns from now on.
 func Attach(ctx context.Context, t tunnel.Conn, hello wire.Hello, h Handlers) (*Conn, error) {
-	c := &Conn{t: t, incoming: h.Incoming, event: h.Event}
+	c := &Conn{t: t, incoming: h.Incoming, event: h.Event, heard: make(chan struct{})}
 	ctx, cancel := context.WithTimeout(ctx, replyTimeout)
 	defer cancel()
 	hello.Version, hello.MinVersion = wire.Version, wire.MinVersion
@@ -58,7 +60,7 @@ func Attach(ctx context.Context, t tunnel.Conn, hello wire.Hello, h Handlers) (*
 	run, stop := context.WithCancel(context.Background())
 	c.cancel = stop
 	c.running.Add(2)
-	go func() { defer c.running.Done(); c.events(s) }()
+	go func() { defer c.running.Done(); defer close(c.heard); c.events(s, &c.gone) }()
 	go func() { defer c.running.Done(); c.accept(run) }()
 	return c, nil
 }
@@ -74,8 +76,14 @@ func (c *Conn) Close() {
 // Done is closed when the agent is lost for good; Err says why.
 func (c *Conn) Done() <-chan struct{} { return c.t.Done() }
 
-// Err says why the tunnel ended.
+// Err says why the tunnel ended, nil while it has not.
 func (c *Conn) Err() error { return c.t.Err() }
+
+// TargetGone says of a lost agent whether it ended because its target had.
+func (c *Conn) TargetGone() bool {
+	<-c.heard
+	return c.gone
+}
 
 // Target is what the agent said of the target.
 func (c *Conn) Target() *wire.Target { return &c.welcome.Target }
@@ -130,21 +138,15 @@ func (c *Conn) ask(ctx context.Context, o wire.Open) (tunnel.Stream, wire.Reply,
 
 // Subscription is a port of the pod whose connections come to Handlers.Incoming until Close.
 type Subscription struct {
-	ID      uint64
-	s       tunnel.Stream
-	onClose func()
+	ID    uint64
+	close func()
 }
 
-// OnClose has f called by Close, too. It is called before the subscription is in use.
-func (s *Subscription) OnClose(f func()) { s.onClose = f }
+// NewSubscription is one that is given back by f.
+func NewSubscription(id uint64, f func()) *Subscription { return &Subscription{ID: id, close: f} }
 
 // Close gives the port back.
-func (s *Subscription) Close() {
-	s.s.Close()
-	if s.onClose != nil {
-		s.onClose()
-	}
-}
+func (s *Subscription) Close() { s.close() }
 
 // Subscribe asks for the connections of a port. As with Dial, a refusal is in the Reply.
 func (c *Conn) Subscribe(ctx context.Context, sub wire.Subscribe) (*Subscription, wire.Reply, error) {
@@ -155,8 +157,8 @@ func (c *Conn) Subscribe(ctx context.Context, sub wire.Subscribe) (*Subscription
 		return nil, r, err
 	}
 	c.running.Add(1)
-	go func() { defer c.running.Done(); c.events(s) }()
-	return &Subscription{ID: r.ID, s: s}, r, nil
+	go func() { defer c.running.Done(); c.events(s, nil) }()
+	return NewSubscription(r.ID, func() { s.Close() }), r, nil
 }
 
 // Files opens a stream for file requests.
@@ -164,12 +166,15 @@ func (c *Conn) Files(ctx context.Context) (tunnel.Stream, error) {
 	return c.open(ctx, wire.Open{Kind: wire.KindFiles}, nil)
 }
 
-// events reads the agent's news until the stream ends.
-func (c *Conn) events(s tunnel.Stream) {
+// events reads the agent's news until the stream ends. gone is set when the target has ended.
+func (c *Conn) events(s tunnel.Stream, gone *bool) {
 	for {
 		var e wire.Event
 		if err := wire.Read(s, &e); err != nil {
 			return
+		}
+		if gone != nil && e.Kind == wire.EventTargetGone {
+			*gone = true
 		}
 		if c.event != nil {
 			c.event(e)

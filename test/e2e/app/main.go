@@ -7,6 +7,7 @@
 //	app reach ADDR...        connect to each HOST:PORT and print what comes
 //	app api PATH             ask the Kubernetes API with the pod's own token
 //	app call URL [COUNT]     send requests
+//	app kill COMMAND         end the processes that run it, in a pod whose containers share theirs
 package main
 
 import (
@@ -32,7 +33,7 @@ import (
 
 var commands = map[string]func(args []string) error{
 	"orders": orders, "db": db, "idle": idle, "furnish": furnish, "tree": tree,
-	"env": env, "reach": reach, "api": api, "call": call,
+	"env": env, "reach": reach, "api": api, "call": call, "kill": kill,
 }
 
 func main() {
@@ -264,4 +265,27 @@ func call(args []string) error {
 		fmt.Println(strings.TrimSpace(string(b)))
 	}
 	return errors.Join(errs...)
+}
+
+func kill(args []string) error {
+	dirs, err := os.ReadDir("/proc")
+	if err != nil {
+		return err
+	}
+	killed := 0
+	for _, d := range dirs {
+		pid, err := strconv.Atoi(d.Name())
+		line, rerr := os.ReadFile("/proc/" + d.Name() + "/cmdline")
+		if err != nil || rerr != nil || string(line) != "/app\x00"+args[0]+"\x00" {
+			continue
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			return err
+		}
+		killed++
+	}
+	if killed == 0 {
+		return errors.New("nobody runs " + args[0])
+	}
+	return nil
 }

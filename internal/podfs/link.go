@@ -1,0 +1,146 @@
+package podfs
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"syscall"
+
+	"github.com/stead-dev/stead/internal/tunnel"
+	"github.com/stead-dev/stead/internal/wire"
+)
+
+// link is one stream to the file service of one agent. It ends with the stream.
+type link struct {
+	st         tunnel.Stream
+	moves      uint64 // of the client, when it was opened
+	generation uint64 // how many there were before
+
+	write sync.Mutex
+
+	mu    sync.Mutex
+	calls map[uint32]*call
+	next  uint32
+	err   error
+	done  chan struct{}
+}
+
+// call waits for one answer. dst is filled with the body of a read; body is that of all others.
+type call struct {
+	dst   []byte
+	n     int
+	body  []byte
+	errno syscall.Errno
+	done  chan struct{}
+}
+
+var errLost = errors.New("the agent's file service is gone")
+
+func newLink(st tunnel.Stream) *link {
+	l := &link{st: st, calls: make(map[uint32]*call), done: make(chan struct{})}
+	go l.receive()
+	return l
+}
+
+func (l *link) close() {
+	l.st.Reset(0)
+	<-l.done
+}
+
+func (l *link) alive() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err == nil
+}
+
+// inode keeps the inodes of different pods apart: the kernel has the one's contents in its cache.
+func (l *link) inode(ino uint64) uint64 { return ino ^ l.generation*0x9e3779b97f4a7c15 }
+
+func (l *link) receive() {
+	defer close(l.done)
+	err := l.answers(bufio.NewReaderSize(l.st, 64<<10))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err = errors.Join(errLost, err)
+	for id, k := range l.calls {
+		k.errno = syscall.EIO
+		close(k.done)
+		delete(l.calls, id)
+	}
+}
+
+func (l *link) answers(r *bufio.Reader) error {
+	for {
+		id, errno, size, err := wire.ReadFileAnswerHead(r)
+		if err != nil {
+			return err
+		}
+		l.mu.Lock()
+		k := l.calls[id]
+		delete(l.calls, id)
+		l.mu.Unlock()
+		if k == nil { // interrupted: nobody waits
+			if _, err := io.CopyN(io.Discard, r, int64(size)); err != nil {
+				return err
+			}
+			continue
+		}
+		k.errno = syscall.Errno(errno)
+		if k.dst != nil && size <= len(k.dst) {
+			k.n = size
+			_, err = io.ReadFull(r, k.dst[:size])
+		} else {
+			k.body = make([]byte, size)
+			_, err = io.ReadFull(r, k.body)
+		}
+		if err != nil {
+			k.errno = syscall.EIO
+			l.mu.Lock()
+			l.err = errors.Join(errLost, err) // before anybody asks why
+			l.mu.Unlock()
+		}
+		close(k.done)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// do sends one request and waits for its answer. The end of ctx (the caller of the file system call
+// was interrupted) gives EINTR.
+func (l *link) do(ctx context.Context, q *wire.FileRequest, dst []byte) (*call, syscall.Errno) {
+	k := &call{dst: dst, done: make(chan struct{})}
+	l.mu.Lock()
+	if l.err != nil {
+		l.mu.Unlock()
+		return k, syscall.EIO
+	}
+	l.next++
+	q.ID = l.next
+	l.calls[q.ID] = k
+	l.mu.Unlock()
+	b := wire.AppendFileRequest(nil, q)
+	l.write.Lock()
+	_, err := l.st.Write(b)
+	l.write.Unlock()
+	if err != nil {
+		l.st.Reset(0) // the other direction, too
+		<-k.done
+		return k, syscall.EIO
+	}
+	select {
+	case <-k.done:
+		return k, k.errno
+	case <-ctx.Done():
+		if dst == nil {
+			l.mu.Lock()
+			delete(l.calls, q.ID)
+			l.mu.Unlock()
+			return k, syscall.EINTR
+		}
+		<-k.done // dst is the caller's: it must not be written after we return
+		return k, syscall.EINTR
+	}
+}
