@@ -215,8 +215,18 @@ func (l *link) write(t net.Conn, gen uint64) {
 // flush writes b; a peer that takes nothing for limit is dead.
 func flush(t net.Conn, b net.Buffers, limit time.Duration) error {
 	_ = t.SetWriteDeadline(time.Now().Add(limit))
+	if w, ok := t.(buffersWriter); ok {
+		_, err := w.WriteBuffers(b)
+		return err
+	}
 	_, err := b.WriteTo(t)
 	return err
+}
+
+// buffersWriter is a transport that writes several pieces better than one after the other, as the
+// kernel's do. It may change the slice.
+type buffersWriter interface {
+	WriteBuffers(net.Buffers) (int64, error)
 }
 
 // read is the reader of transport gen. It never waits for anybody but the transport: what arrives
