@@ -48,6 +48,7 @@ type conn struct {
 	backlog []*stream
 	arrived chan struct{} // signals backlog
 	closing bool
+	quickAt time.Time // when something quick was last sent or received
 
 	away chan struct{} // closed while the first lane has no transport
 

@@ -105,7 +105,12 @@ func client(what, host string) error {
 		}
 		defer stop()
 		time.Sleep(500 * time.Millisecond)
-		return roundTrips(host, 1)
+		began, before := time.Now(), moved.Load()
+		if err := roundTrips(host, 1); err != nil {
+			return err
+		}
+		fmt.Println(rate(before, began))
+		return nil
 	case "up", "down":
 		stop, err := bulk(host, what == "up")
 		if err != nil {
@@ -114,11 +119,16 @@ func client(what, host string) error {
 		time.Sleep(500 * time.Millisecond)
 		began, before := time.Now(), moved.Load()
 		time.Sleep(span)
-		fmt.Println(float64(moved.Load()-before) / time.Since(began).Seconds() / (1 << 20))
+		fmt.Println(rate(before, began))
 		stop()
 		return nil
 	}
 	return fmt.Errorf("no measurement %q", what)
+}
+
+// rate is that of bulk since began, in MiB/s.
+func rate(before int64, began time.Time) float64 {
+	return float64(moved.Load()-before) / time.Since(began).Seconds() / (1 << 20)
 }
 
 // roundTrips prints p50 and p99 in microseconds, and the rate.
@@ -264,8 +274,8 @@ func measure() error {
 	}{
 		{"rtt1", []string{"1 KiB round trip, 1 in flight: p50, us", "p99, us", "a second"}},
 		{"rtt10", []string{"1 KiB round trip, 10 connections: p50, us", "p99, us", "a second"}},
-		{"beside-down", []string{"1 KiB round trip beside a bulk stream down: p50, us", "p99, us", "a second"}},
-		{"beside-up", []string{"1 KiB round trip beside a bulk stream up: p50, us", "p99, us", "a second"}},
+		{"beside-down", []string{"1 KiB round trip beside a bulk stream down: p50, us", "p99, us", "a second", "the bulk stream meanwhile, MiB/s"}},
+		{"beside-up", []string{"1 KiB round trip beside a bulk stream up: p50, us", "p99, us", "a second", "the bulk stream meanwhile, MiB/s"}},
 		{"down", []string{"bulk down, MiB/s"}},
 		{"up", []string{"bulk up, MiB/s"}},
 	} {
