@@ -122,6 +122,11 @@ func client(what, host string) error {
 		fmt.Println(rate(before, began))
 		stop()
 		return nil
+	case "now":
+		fmt.Println(time.Now().UnixMicro())
+		return nil
+	case "idle", "many":
+		return hold(host, what == "many")
 	}
 	return fmt.Errorf("no measurement %q", what)
 }
@@ -258,8 +263,14 @@ func measure() error {
 	}
 	defer f.Wait()
 	defer f.Process.Kill()
-	if !bufio.NewScanner(out).Scan() {
-		return errors.New("kubectl port-forward did not begin")
+	for lines := bufio.NewScanner(out); ; {
+		if !lines.Scan() {
+			return errors.New("kubectl port-forward did not begin")
+		}
+		if c, err := net.Dial("tcp", "127.0.0.1:"+strconv.Itoa(sourcePort)); err == nil { // the last
+			c.Close()
+			break
+		}
 	}
 	go io.Copy(io.Discard, out)
 
@@ -297,33 +308,10 @@ func measure() error {
 			fmt.Printf("| %s | %s | %s | %s |\n", name, show(theirs[i]), show(ours[i]), show(ratios(ours[i], theirs[i])))
 		}
 	}
-	return starts(stead, target)
-}
-
-// starts measures from the command to the end of true: cold, as the agent has ended, and warm.
-func starts(stead, target string) error {
-	var cold, warm []float64
-	for i := range rounds {
-		for end := time.Now().Add(60 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-			left, err := run("kubectl", "get", "jobs,pods", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name")
-			if err == nil && left == "" {
-				break
-			}
-			if time.Now().After(end) {
-				return fmt.Errorf("left: %s %v", left, err)
-			}
-		}
-		time.Sleep(time.Duration(i) * time.Second / rounds) // the kubelet looks once a second
-		for _, into := range []*[]float64{&cold, &warm, &warm, &warm} {
-			began := time.Now()
-			if _, err := run(stead, "exec", "-q", "--target", target, "--", "true"); err != nil {
-				return err
-			}
-			*into = append(*into, float64(time.Since(began).Microseconds())/1e3)
-		}
+	if err := starts(stead, self, target); err != nil {
+		return err
 	}
-	fmt.Printf("| `true` in a pod's stead, no agent there, ms | | %s | |\n| the same, an agent there, ms | | %s | |\n", show(cold), show(warm))
-	return nil
+	return memory(stead, self, target, ip)
 }
 
 func ratios(a, b []float64) (out []float64) {
