@@ -38,7 +38,7 @@ var (
 		func(q time.Duration) time.Duration { return 2*q + time.Millisecond },
 		func(q time.Duration) time.Duration { return 4*q + 2*time.Millisecond }}
 	// alone is for a lane of its own while nobody waits for an answer: nothing is to be kept short.
-	alone = &pace{4 << 20, 4 << 20, shared.good, shared.bad}
+	alone = &pace{8 << 20, 8 << 20, shared.good, shared.bad}
 	// beside is for a lane of its own while there is something quick on the other. They have the
 	// machines on the way in common, whose processors bulk takes.
 	beside = &pace{256 << 10, 128 << 10,
