@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"k8s.io/client-go/rest"
@@ -34,6 +35,8 @@ type Client struct {
 	config *rest.Config
 	http   *http.Client
 	base   *url.URL
+
+	upgrades func() (http.RoundTripper, error) // for connections that leave HTTP
 
 	ahead               atomic.Int64 // the cluster's clock, in nanoseconds before ours
 	noWebSocket, noSPDY atomic.Bool  // forwards by it cannot be had here
@@ -73,5 +76,8 @@ func Load(a Access) (*Client, error) {
 		return nil, fault.With(fmt.Errorf("kubeconfig: server %q: %w", config.Host, err), hint)
 	}
 	base.Path = strings.TrimSuffix(base.Path, "/")
-	return &Client{Namespace: ns, Server: config.Host, config: config, http: h, base: base}, nil
+	return &Client{
+		Namespace: ns, Server: config.Host, config: config, http: h, base: base,
+		upgrades: sync.OnceValues(func() (http.RoundTripper, error) { return newUpgrades(config) }),
+	}, nil
 }

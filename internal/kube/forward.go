@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -17,6 +16,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/httpstream"
 	ws "k8s.io/client-go/transport/websocket"
+
+	"github.com/stead-dev/stead/internal/kube/spdy"
 )
 
 // A forward is one connection to a port of a pod, through the API server, the kubelet and the
@@ -74,14 +75,18 @@ type way struct {
 	missing *atomic.Bool // found not to be had here
 }
 
-// upgradeFailed says that an answer came which was no upgrade. The SPDY library has words for it
-// alone.
+// upgradeFailed says that an answer came which was no upgrade.
 func upgradeFailed(err error) bool {
-	return httpstream.IsUpgradeFailure(err) || strings.Contains(err.Error(), "unable to upgrade connection")
+	var up *upgradeError
+	return httpstream.IsUpgradeFailure(err) || errors.As(err, &up)
 }
 
 // refusedByServer gives the API server's refusal that an upgrade failed by, nil for none.
 func refusedByServer(err error) *StatusError {
+	var ours *StatusError
+	if errors.As(err, &ours) {
+		return ours
+	}
 	var up *httpstream.UpgradeFailureError
 	if errors.As(err, &up) {
 		err = up.Cause
@@ -103,6 +108,23 @@ func (c *Client) forwardError(namespace, pod string, err error) error {
 		err = c.unreachable(err)
 	}
 	return fmt.Errorf("forward to pod %s/%s: %w", namespace, pod, err)
+}
+
+func (c *Client) forwardSPDY(ctx context.Context, path string, port int) (net.Conn, error) {
+	t, err := c.upgrade(ctx, path, spdy.Upgrade, spdy.Protocol)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { t.Close() })
+	f, err := spdy.Open(t, port)
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		t.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 func (c *Client) forwardWebSocket(ctx context.Context, path string, port int) (net.Conn, error) {
@@ -180,24 +202,31 @@ func (f *wsForward) next() error {
 	if err != nil || len(text) == 0 {
 		return err
 	}
-	return &forwardFailure{string(text)}
+	return &spdy.Complaint{Text: string(text)}
 }
 
-// forwardFailure is what the kubelet says when nobody takes the connection.
-type forwardFailure struct{ text string }
-
-func (e *forwardFailure) Error() string { return "port-forward: " + strings.TrimSpace(e.text) }
-
 // Write implements net.Conn.
-func (f *wsForward) Write(p []byte) (n int, err error) {
-	for first := true; first || len(p) > 0; first = false {
-		part := p[:min(len(p), wsMaxPayload)]
+func (f *wsForward) Write(p []byte) (int, error) {
+	n, err := f.WriteBuffers(net.Buffers{p})
+	return int(n), err
+}
+
+// WriteBuffers writes b, which it consumes, in few messages.
+func (f *wsForward) WriteBuffers(b net.Buffers) (n int64, err error) {
+	for len(b) > 0 {
 		w, err := f.NextWriter(websocket.BinaryMessage)
 		if err != nil {
 			return n, err
 		}
-		if _, err = w.Write([]byte{dataChannel}); err == nil {
-			_, err = w.Write(part)
+		_, err = w.Write([]byte{dataChannel})
+		for room := wsMaxPayload; err == nil && room > 0 && len(b) > 0; {
+			var k int
+			k, err = w.Write(b[0][:min(len(b[0]), room)])
+			n, room = n+int64(k), room-k
+			if b[0] = b[0][k:]; len(b[0]) == 0 {
+				b[0] = nil
+				b = b[1:]
+			}
 		}
 		if err == nil {
 			err = w.Close()
@@ -205,7 +234,6 @@ func (f *wsForward) Write(p []byte) (n int, err error) {
 		if err != nil {
 			return n, err
 		}
-		n, p = n+len(part), p[len(part):]
 	}
 	return n, nil
 }

@@ -192,6 +192,16 @@ func (t *transport) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// WriteBuffers passes a batch on as one, where the forward takes it so.
+func (t *transport) WriteBuffers(b net.Buffers) (int64, error) {
+	if w, ok := t.Conn.(interface {
+		WriteBuffers(net.Buffers) (int64, error)
+	}); ok {
+		return w.WriteBuffers(b)
+	}
+	return b.WriteTo(t.Conn)
+}
+
 // renewEvery is how often a session moves the lease of its agent on.
 const renewEvery = lease / 3
 

@@ -13,7 +13,7 @@ import (
 // keeps up: a stream that nobody reads never costs more than the first.
 const (
 	firstWindow  = 128 << 10
-	largeWindow  = 4 << 20
+	largeWindow  = 8 << 20
 	growBudget   = 64 << 20               // of all windows of a tunnel, beyond the first
 	growWithin   = 250 * time.Millisecond // a window used up faster than that is too small
 	maxQueued    = 2 * chunkSize          // data of one stream waiting for the writer
@@ -48,6 +48,7 @@ type conn struct {
 	backlog []*stream
 	arrived chan struct{} // signals backlog
 	closing bool
+	quickAt time.Time // when something quick was last sent or received
 
 	away chan struct{} // closed while the first lane has no transport
 

@@ -30,10 +30,11 @@ type link struct {
 	wantPing     bool
 	ackTimer     *time.Timer
 
-	allow    int           // bulk that may be unacknowledged
-	probeAt  time.Time     // when a probe was sent, zero: none is on its way
-	probeSeq uint64        // answered when so many frames are acknowledged
-	quickest time.Duration // of this transport's probes
+	allow     map[*pace]int // bulk that may be unacknowledged
+	probeAt   time.Time     // when a probe was sent, zero: none is on its way
+	probeSeq  uint64        // answered when so many frames are acknowledged
+	probePace *pace
+	quickest  time.Duration // of this transport's probes
 
 	transport net.Conn // nil while there is none
 	used      bool     // it had one
@@ -48,7 +49,7 @@ type link struct {
 }
 
 func newLink(c *conn, lane int) *link {
-	l := &link{c: c, lane: lane, again: make(chan struct{}, 1), allow: firstAllow}
+	l := &link{c: c, lane: lane, again: make(chan struct{}, 1)}
 	l.work.L = &c.mu
 	l.ackTimer = time.AfterFunc(time.Hour, l.owedAck)
 	l.ackTimer.Stop()
@@ -72,7 +73,10 @@ func (l *link) attach(t net.Conn, r *bufio.Reader, peerRecv uint64, attempt uint
 	l.gen++
 	l.lastRecv = time.Now()
 	l.wantAck = true
-	l.allow, l.quickest, l.probeAt = firstAllow, 0, time.Time{}
+	l.allow, l.quickest, l.probeAt = make(map[*pace]int), 0, time.Time{}
+	for _, p := range paces {
+		l.allow[p] = p.first
+	}
 	before, now := l.writer, make(chan struct{})
 	l.writer = now
 	c.wg.Add(2)
@@ -215,8 +219,18 @@ func (l *link) write(t net.Conn, gen uint64) {
 // flush writes b; a peer that takes nothing for limit is dead.
 func flush(t net.Conn, b net.Buffers, limit time.Duration) error {
 	_ = t.SetWriteDeadline(time.Now().Add(limit))
+	if w, ok := t.(buffersWriter); ok {
+		_, err := w.WriteBuffers(b)
+		return err
+	}
 	_, err := b.WriteTo(t)
 	return err
+}
+
+// buffersWriter is a transport that writes several pieces better than one after the other, as the
+// kernel's do. It may change the slice.
+type buffersWriter interface {
+	WriteBuffers(net.Buffers) (int64, error)
 }
 
 // read is the reader of transport gen. It never waits for anybody but the transport: what arrives
@@ -305,6 +319,9 @@ func (l *link) receiveLocked(f *received) error {
 	l.recvBytes += headSize
 	if f.c != nil {
 		l.recvBytes += len(f.c.data)
+		if l.lane == 0 && len(f.c.data) <= quickSize {
+			c.quickAt = l.lastRecv
+		}
 	}
 	if l.recvBytes >= ackEvery || l.recvSeq-l.ackedToPeer >= ackFrames {
 		l.wantAck = true

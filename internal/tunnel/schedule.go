@@ -17,10 +17,49 @@ const (
 	batchSize = 4 * chunkSize   // of one write, on the lane for bulk
 	askAgain  = 5 * time.Second // after a lane was not to be had
 
-	firstAllow = 1 << 20 // bulk on its way, see probedLocked
-	minAllow   = 512 << 10
-	probeFrom  = 64 << 10
+	probeFrom = 64 << 10
+
+	quickSize = 32 << 10               // what is sent or received in larger pieces is not waited for
+	quickRest = 100 * time.Millisecond // for so long after it bulk stays narrow
 )
+
+// A pace is how much bulk may be on its way on a lane, which follows the measured delay: so much that
+// the transport is busy, and little enough that its queues do not fill. A proxy on the way (a
+// port-forward) has deep ones.
+type pace struct {
+	first, least int
+	// A measurement of up to good widens, of more than bad narrows, given the quickest there was.
+	good, bad func(quickest time.Duration) time.Duration
+}
+
+var (
+	// shared is for the only lane: what is quick has to wait for all that is queued on the way.
+	shared = &pace{1 << 20, 512 << 10,
+		func(q time.Duration) time.Duration { return 2*q + time.Millisecond },
+		func(q time.Duration) time.Duration { return 4*q + 2*time.Millisecond }}
+	// alone is for a lane of its own while nobody waits for an answer: nothing is to be kept short.
+	alone = &pace{8 << 20, 8 << 20, shared.good, shared.bad}
+	// beside is for a lane of its own while there is something quick on the other. They have the
+	// machines on the way in common, whose processors bulk takes.
+	beside = &pace{256 << 10, 128 << 10,
+		func(q time.Duration) time.Duration { return q*5/4 + time.Millisecond },
+		func(q time.Duration) time.Duration { return q*3/2 + 2*time.Millisecond }}
+	paces = []*pace{shared, alone, beside}
+)
+
+// paceLocked is the one that holds now.
+func (l *link) paceLocked() *pace {
+	switch {
+	case l.lane == 0:
+		return shared
+	case time.Since(l.c.quickAt) < quickRest:
+		return beside
+	}
+	return alone
+}
+
+// allowLocked is how much bulk may be unacknowledged.
+func (l *link) allowLocked() int { return l.allow[l.paceLocked()] }
 
 // noteLocked counts n bytes that the stream is about to send and decides its class.
 func (s *stream) noteLocked(n int) {
@@ -37,6 +76,9 @@ func (s *stream) noteLocked(n int) {
 	}
 	if s.burst >= bulkBurst || s.outBytes >= bulkBurst {
 		s.bulk = true
+	}
+	if !s.bulk && n <= quickSize {
+		s.c.quickAt = now
 	}
 }
 
@@ -100,8 +142,12 @@ func (c *conn) rerouteLocked() {
 // dueLocked says whether the writer has something to send now.
 func (l *link) dueLocked() bool {
 	return l.wantAck || l.wantPing || len(l.small) > 0 ||
-		len(l.quick) > 0 && l.roomLocked(maxUnacked) || len(l.bulk) > 0 && l.roomLocked(l.allow) || l.lastLocked()
+		len(l.quick) > 0 && l.roomLocked(maxUnacked) || len(l.bulk) > 0 && l.bulkDueLocked() || l.lastLocked()
 }
+
+// bulkDueLocked says whether waiting bulk may go, or a ping is to ask for the acknowledgement that it
+// waits for: the peer may keep that back for longer.
+func (l *link) bulkDueLocked() bool { return l.roomLocked(l.allowLocked()) || l.probeAt.IsZero() }
 
 // roomLocked says whether more may be sent while limit bytes at most are unacknowledged.
 func (l *link) roomLocked(limit int) bool {
@@ -111,17 +157,15 @@ func (l *link) roomLocked(limit int) bool {
 // probeLocked begins a measurement of how long a frame takes to be acknowledged behind the bulk
 // that is on its way. The ping makes the peer answer at once.
 func (l *link) probeLocked(b [][]byte) [][]byte {
-	if l.unackedBytes < probeFrom || !l.probeAt.IsZero() {
+	if !l.probeAt.IsZero() || l.unackedBytes < probeFrom && l.roomLocked(l.allowLocked()) {
 		return b
 	}
-	l.probeAt, l.probeSeq = time.Now(), l.sentSeq
+	l.probeAt, l.probeSeq, l.probePace = time.Now(), l.sentSeq, l.paceLocked()
 	h := newHead(framePing, 0, 0, 0)
 	return append(b, h[:])
 }
 
-// probedLocked ends the measurement and sets how much bulk may be on its way: so much that the
-// transport is busy, and little enough that its queues do not fill. A proxy on the way (a
-// port-forward) has deep ones, which all that follows would have to wait for.
+// probedLocked ends the measurement and adapts the pace that held when it began.
 func (l *link) probedLocked() {
 	if l.probeAt.IsZero() || l.ackedSeq < l.probeSeq {
 		return
@@ -131,13 +175,14 @@ func (l *link) probedLocked() {
 	if l.quickest == 0 || took < l.quickest {
 		l.quickest = took
 	}
-	switch good := 2*l.quickest + time.Millisecond; {
-	case took <= good:
-		if !l.roomLocked(l.allow / 2) {
-			l.allow = min(2*l.allow, maxUnacked)
+	p := l.probePace
+	switch allow := l.allow[p]; {
+	case took <= p.good(l.quickest):
+		if !l.roomLocked(allow / 2) {
+			l.allow[p] = min(2*allow, maxUnacked)
 		}
-	case took > 2*good:
-		l.allow = max(l.allow*3/4, minAllow)
+	case took > p.bad(l.quickest):
+		l.allow[p] = max(allow*3/4, p.least)
 	}
 }
 
@@ -183,7 +228,7 @@ func (l *link) batchLocked(b [][]byte) [][]byte {
 		limit = batchSize
 	}
 	b = l.roundLocked(b, &l.quick, batchSize, maxUnacked)
-	b = l.roundLocked(b, &l.bulk, limit, l.allow)
+	b = l.roundLocked(b, &l.bulk, limit, l.allowLocked())
 	return l.probeLocked(b)
 }
 

@@ -52,6 +52,7 @@ var mayImport = map[string][]string{
 var onlyIn = map[string][]string{
 	"k8s.io/":                                {"internal/kube"},
 	"github.com/gorilla/websocket":           {"internal/kube"},
+	"github.com/moby/spdystream":             {"internal/kube/spdy"},
 	"github.com/google/go-containerregistry": {"internal/kube/image", "test/e2e/registry"},
 	"github.com/spf13/cobra":                 {"internal/cli"},
 	"github.com/hanwen/go-fuse/v2":           {"internal/podfs", "internal/session"},

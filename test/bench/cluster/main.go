@@ -105,7 +105,12 @@ func client(what, host string) error {
 		}
 		defer stop()
 		time.Sleep(500 * time.Millisecond)
-		return roundTrips(host, 1)
+		began, before := time.Now(), moved.Load()
+		if err := roundTrips(host, 1); err != nil {
+			return err
+		}
+		fmt.Println(rate(before, began))
+		return nil
 	case "up", "down":
 		stop, err := bulk(host, what == "up")
 		if err != nil {
@@ -114,11 +119,21 @@ func client(what, host string) error {
 		time.Sleep(500 * time.Millisecond)
 		began, before := time.Now(), moved.Load()
 		time.Sleep(span)
-		fmt.Println(float64(moved.Load()-before) / time.Since(began).Seconds() / (1 << 20))
+		fmt.Println(rate(before, began))
 		stop()
 		return nil
+	case "now":
+		fmt.Println(time.Now().UnixMicro())
+		return nil
+	case "idle", "many":
+		return hold(host, what == "many")
 	}
 	return fmt.Errorf("no measurement %q", what)
+}
+
+// rate is that of bulk since began, in MiB/s.
+func rate(before int64, began time.Time) float64 {
+	return float64(moved.Load()-before) / time.Since(began).Seconds() / (1 << 20)
 }
 
 // roundTrips prints p50 and p99 in microseconds, and the rate.
@@ -248,8 +263,14 @@ func measure() error {
 	}
 	defer f.Wait()
 	defer f.Process.Kill()
-	if !bufio.NewScanner(out).Scan() {
-		return errors.New("kubectl port-forward did not begin")
+	for lines := bufio.NewScanner(out); ; {
+		if !lines.Scan() {
+			return errors.New("kubectl port-forward did not begin")
+		}
+		if c, err := net.Dial("tcp", "127.0.0.1:"+strconv.Itoa(sourcePort)); err == nil { // the last
+			c.Close()
+			break
+		}
 	}
 	go io.Copy(io.Discard, out)
 
@@ -264,8 +285,8 @@ func measure() error {
 	}{
 		{"rtt1", []string{"1 KiB round trip, 1 in flight: p50, us", "p99, us", "a second"}},
 		{"rtt10", []string{"1 KiB round trip, 10 connections: p50, us", "p99, us", "a second"}},
-		{"beside-down", []string{"1 KiB round trip beside a bulk stream down: p50, us", "p99, us", "a second"}},
-		{"beside-up", []string{"1 KiB round trip beside a bulk stream up: p50, us", "p99, us", "a second"}},
+		{"beside-down", []string{"1 KiB round trip beside a bulk stream down: p50, us", "p99, us", "a second", "the bulk stream meanwhile, MiB/s"}},
+		{"beside-up", []string{"1 KiB round trip beside a bulk stream up: p50, us", "p99, us", "a second", "the bulk stream meanwhile, MiB/s"}},
 		{"down", []string{"bulk down, MiB/s"}},
 		{"up", []string{"bulk up, MiB/s"}},
 	} {
@@ -287,33 +308,10 @@ func measure() error {
 			fmt.Printf("| %s | %s | %s | %s |\n", name, show(theirs[i]), show(ours[i]), show(ratios(ours[i], theirs[i])))
 		}
 	}
-	return starts(stead, target)
-}
-
-// starts measures from the command to the end of true: cold, as the agent has ended, and warm.
-func starts(stead, target string) error {
-	var cold, warm []float64
-	for i := range rounds {
-		for end := time.Now().Add(60 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-			left, err := run("kubectl", "get", "jobs,pods", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name")
-			if err == nil && left == "" {
-				break
-			}
-			if time.Now().After(end) {
-				return fmt.Errorf("left: %s %v", left, err)
-			}
-		}
-		time.Sleep(time.Duration(i) * time.Second / rounds) // the kubelet looks once a second
-		for _, into := range []*[]float64{&cold, &warm, &warm, &warm} {
-			began := time.Now()
-			if _, err := run(stead, "exec", "-q", "--target", target, "--", "true"); err != nil {
-				return err
-			}
-			*into = append(*into, float64(time.Since(began).Microseconds())/1e3)
-		}
+	if err := starts(stead, self, target); err != nil {
+		return err
 	}
-	fmt.Printf("| `true` in a pod's stead, no agent there, ms | | %s | |\n| the same, an agent there, ms | | %s | |\n", show(cold), show(warm))
-	return nil
+	return memory(stead, self, target, ip)
 }
 
 func ratios(a, b []float64) (out []float64) {
