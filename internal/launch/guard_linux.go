@@ -71,12 +71,17 @@ func guardMain(args []string) int {
 	}
 	report(ctl, reportStarted, int32(pid))
 
-	// The only way that the session's end of the socket closes is its end.
+	// The only way that the session's end of the socket closes is its end. What it says before is a
+	// directory to be removed then.
 	gone := make(chan struct{})
+	place := ""
 	go func() {
-		var b [1]byte
+		b := make([]byte, unix.PathMax)
 		for {
-			if n, err := unix.Read(ctl, b[:]); n <= 0 && err != unix.EINTR {
+			n, err := unix.Read(ctl, b)
+			if n > 0 {
+				place = string(b[:n])
+			} else if err != unix.EINTR {
 				break
 			}
 		}
@@ -101,6 +106,9 @@ func guardMain(args []string) int {
 	}()
 	<-gone
 	killTree(5*time.Second, nil)
+	if place != "" {
+		removePlace(place)
+	}
 	return 0
 }
 

@@ -245,40 +245,47 @@ func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) 
 }
 
 func (n *node) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
-	list, errno := n.f.c.List(ctx, n.path)
-	made := n.f.names[n.path]
-	if errno != 0 && len(made) == 0 {
+	list, errno := n.f.list(ctx, n.path)
+	if errno != 0 {
 		return nil, errno
 	}
-	at := make(map[string]wire.Attr, len(list)+len(made))
+	at := make(map[string]wire.Attr, len(list))
+	entries := make([]fuse.DirEntry, 0, len(list))
 	for _, e := range list {
 		at[e.Name] = e.Attr
-	}
-	for _, name := range made {
-		p := path.Join(n.path, name)
-		v, _ := n.f.virtual(p)
-		if a, ok := at[name]; ok && v.Dir && a.Mode&syscall.S_IFMT == syscall.S_IFDIR {
-			continue
-		}
-		at[name] = n.f.madeUp(p, v)
-		list = append(list, wire.Entry{Name: name})
+		entries = append(entries, fuse.DirEntry{Name: e.Name, Mode: e.Attr.Mode & syscall.S_IFMT, Ino: e.Attr.Ino})
 	}
 	n.mu.Lock()
 	n.listing, n.listed = at, time.Now()
 	n.mu.Unlock()
-	entries := make([]fuse.DirEntry, 0, len(list))
-	seen := make(map[string]bool, len(made))
-	for _, e := range list {
-		if contains(made, e.Name) {
-			if seen[e.Name] {
-				continue
-			}
-			seen[e.Name] = true
-		}
-		a := at[e.Name]
-		entries = append(entries, fuse.DirEntry{Name: e.Name, Mode: a.Mode & syscall.S_IFMT, Ino: a.Ino})
-	}
 	return fs.NewListDirStream(entries), 0
+}
+
+// list is what is shown of directory p: the pod's entries, and what is made up.
+func (f *FS) list(ctx context.Context, p string) ([]wire.Entry, syscall.Errno) {
+	list, errno := f.c.List(ctx, p)
+	made := f.names[p]
+	if errno != 0 && len(made) == 0 {
+		return nil, errno
+	}
+	at := make(map[string]int, len(made)) // the pod's of these names
+	for i, e := range list {
+		if contains(made, e.Name) {
+			at[e.Name] = i
+		}
+	}
+	for _, name := range made {
+		q := path.Join(p, name)
+		v, _ := f.virtual(q)
+		i, ok := at[name]
+		switch {
+		case !ok:
+			list = append(list, wire.Entry{Name: name, Attr: f.madeUp(q, v)})
+		case !v.Dir || list[i].Attr.Mode&syscall.S_IFMT != syscall.S_IFDIR:
+			list[i].Attr = f.madeUp(q, v)
+		}
+	}
+	return list, 0
 }
 
 func (n *node) Readlink(ctx context.Context) ([]byte, syscall.Errno) {

@@ -88,7 +88,7 @@ func corpus() []struct{ name, look, serve string } {
 }
 
 // doors are the ways by which files are shown: each test on files runs through every one.
-var doors = []string{"mount", "trap"}
+var doors = []string{"mount", "trap", "copy"}
 
 func TestProgramsSeeWhatTheySeeInThePod(t *testing.T) {
 	b := bed.Up(t, stead, "conformance-look")

@@ -91,19 +91,16 @@ func (s *Supervisor) cwd(tid int) (dir string, inside bool, err error) {
 		}
 	}
 	link := "/proc/" + strconv.Itoa(tid) + "/cwd"
-	if dir, err = os.Readlink(link); err != nil {
-		return "", false, err
+	dir, _, inside, errno := s.knownAt(link, 0)
+	if errno != 0 {
+		return "", false, errno
 	}
-	dir = strings.TrimSuffix(dir, " (deleted)")
-	var st unix.Stat_t
-	name, err := unix.BytePtrFromString(link)
-	if err != nil {
-		return "", false, err
+	if dir == "" {
+		if dir, err = os.Readlink(link); err != nil {
+			return "", false, err
+		}
+		dir = strings.TrimSuffix(dir, " (deleted)")
 	}
-	if _, _, e := unix.Syscall6(sysNewfstatat, 0, uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&st)), unix.AT_STATX_DONT_SYNC, 0, 0); e != 0 {
-		return "", false, e
-	}
-	inside = uint64(st.Dev) == s.cwds.dev
 	if _, moves := s.cwds.moving[p]; known && !moves {
 		if len(s.cwds.byProcess) >= maxCwds {
 			clear(s.cwds.byProcess)

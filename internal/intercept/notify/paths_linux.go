@@ -70,6 +70,7 @@ func pathCalls() []call {
 	rows = append(rows, oldPathCalls()...)
 	for i := range rows {
 		rows[i].when = paths
+		rows[i].dirs = rows[i].test != nil
 	}
 	return rows
 }
@@ -143,6 +144,10 @@ func (s *Supervisor) whose(t *task, i int) (name string, other, ok bool) {
 		s.l.Continue(t.id)
 		return "", false, false
 	}
+	dirfd := unix.AT_FDCWD
+	if t.dirs {
+		dirfd = t.fd(i - 1)
+	}
 	if p[0] == '/' {
 		if clean(p) {
 			if !s.tree.Other(unsafe.String(&p[0], len(p))) {
@@ -153,9 +158,15 @@ func (s *Supervisor) whose(t *task, i int) (name string, other, ok bool) {
 		name = string(p)
 		return name, s.otherUnclean(name), true
 	}
-	dir, inside, err := s.cwd(t.tid)
+	var dir string
+	var inside bool
+	if dirfd < 0 {
+		dir, inside, err = s.cwd(t.tid)
+	} else {
+		dir, inside, err = s.directory(t.tid, dirfd)
+	}
 	if err != nil {
-		s.l.Continue(t.id) // it died, or hides from us (not dumpable)
+		s.l.Continue(t.id) // it died, or hides from us (not dumpable), or EBADF
 		return "", false, false
 	}
 	if dir == "/" {

@@ -28,12 +28,21 @@ type place struct {
 
 func (p place) close() { unix.Close(p.fd) }
 
-// look opens a name in the tree with O_PATH. The kernel's own walk, links and "..", with the tree's
-// root as "/".
-func look(tree intercept.Tree, name string, follow bool, resolve uint64) (int, unix.Errno) {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | resolve}
+// look opens a name in the tree with O_PATH.
+func look(tree intercept.Tree, name string, follow bool) (int, unix.Errno) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC}
 	if !follow {
 		how.Flags |= unix.O_NOFOLLOW
+	}
+	return below(tree, name, how)
+}
+
+// below opens a name in the tree: the kernel's own walk, "..", with the tree's root as "/". It follows
+// no link (ELOOP).
+func below(tree intercept.Tree, name string, how unix.OpenHow) (int, unix.Errno) {
+	how.Resolve |= unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS
+	if c, ok := tree.(intercept.Copies); ok {
+		return c.Open(name, how.Flags, how.Mode, how.Resolve)
 	}
 	return open(tree.Root(), name, &how)
 }
@@ -62,7 +71,11 @@ const resolveCached = 0x20
 
 // quick looks a name up in the kernel's caches alone. EAGAIN: that is not enough.
 func quick(tree intercept.Tree, name string, follow bool) (int, unix.Errno) {
-	fd, errno := look(tree, name, follow, resolveCached|unix.RESOLVE_NO_SYMLINKS)
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolveCached}
+	if !follow {
+		how.Flags |= unix.O_NOFOLLOW
+	}
+	fd, errno := below(tree, name, how)
 	if errno == unix.ELOOP || errno == unix.EINVAL { // EINVAL: before Linux 5.12
 		errno = unix.EAGAIN
 	}
@@ -73,7 +86,7 @@ func quick(tree intercept.Tree, name string, follow bool) (int, unix.Errno) {
 // only the last part is missing, at the end of whatever links: open(2) may make it there.
 func walk(tree intercept.Tree, tid int, name string, follow bool) (place, unix.Errno) {
 	if real := path.Clean(name); tree.Other(real) {
-		fd, errno := look(tree, name, follow, unix.RESOLVE_NO_SYMLINKS)
+		fd, errno := look(tree, name, follow)
 		if errno != unix.ELOOP {
 			return place{fd: fd, name: real}, errno
 		}
@@ -101,7 +114,7 @@ func trace(tree intercept.Tree, tid int, name string, follow bool) (place, unix.
 		at := place{name: p, here: !tree.Other(p)}
 		var errno unix.Errno
 		if !at.here {
-			at.fd, errno = look(tree, p, false, unix.RESOLVE_NO_SYMLINKS)
+			at.fd, errno = look(tree, p, false)
 		} else {
 			if !checked {
 				if errno := mayAct(tid); errno != 0 {
@@ -291,11 +304,17 @@ func statOf(fd, flags int) result {
 
 // stat is the stat family: the path's and the buffer's argument, and flags as of newfstatat(2).
 func (s *Supervisor) stat(t *task, path, buf, flags int) {
-	s.attributes(t, path, flags, func(fd, sync int) result {
-		r := statOf(fd, sync)
-		r.addr = t.args[buf]
-		return r
-	})
+	s.attributes(t, path, flags, func(fd, sync int) result { return s.statOf(t, fd, buf, sync) })
+}
+
+// statOf is what is shown of fd, for the buffer in an argument.
+func (s *Supervisor) statOf(t *task, fd, buf, sync int) result {
+	r := statOf(fd, sync)
+	if r.errno == 0 {
+		s.shown((*unix.Stat_t)(unsafe.Pointer(&r.memory[0])))
+	}
+	r.addr = t.args[buf]
+	return r
 }
 
 func (s *Supervisor) statx(t *task) {
@@ -303,6 +322,9 @@ func (s *Supervisor) statx(t *task) {
 	s.attributes(t, 1, int(int32(t.args[2])), func(fd, sync int) result {
 		b := make([]byte, unsafe.Sizeof(unix.Statx_t{}))
 		_, _, e := unix.Syscall6(unix.SYS_STATX, uintptr(fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(unix.AT_EMPTY_PATH|sync), uintptr(mask), uintptr(unsafe.Pointer(&b[0])), 0)
+		if e == 0 {
+			s.shownX((*unix.Statx_t)(unsafe.Pointer(&b[0])))
+		}
 		return result{errno: e, memory: b, addr: t.args[4]}
 	})
 }
@@ -310,6 +332,10 @@ func (s *Supervisor) statx(t *task) {
 // attributes answers at once what the kernel has cached: a name's attributes come with the name and
 // are believed as long.
 func (s *Supervisor) attributes(t *task, path, flags int, get func(fd, sync int) result) {
+	if s.onDescriptor(t, path) {
+		s.statDescriptor(t, t.fd(path-1), func(fd int) result { return get(fd, unix.AT_STATX_DONT_SYNC) })
+		return
+	}
 	name, ok := s.find(t, path)
 	if !ok {
 		return
@@ -357,6 +383,9 @@ func (s *Supervisor) access(t *task, path, mode, flags int) {
 }
 
 func (s *Supervisor) readlink(t *task, path, buf, size int) {
+	if s.magicLink(t, path, buf, size) {
+		return
+	}
 	name, ok := s.find(t, path)
 	if !ok {
 		return
@@ -464,13 +493,10 @@ func (s *Supervisor) open(t *task, arg int, how unix.OpenHow) {
 // openAt opens name as the program asked for. The descriptor is never 0.
 func openAt(tree intercept.Tree, tid int, name string, how unix.OpenHow) (int, unix.Errno) {
 	ours := how
-	ours.Resolve |= unix.RESOLVE_IN_ROOT
 	// Not O_PATH, which ADDFD refuses (EBADF): the program gets a descriptor that can be read, too,
 	// and none for a link itself (ELOOP).
 	ours.Flags = ours.Flags&^unix.O_PATH | unix.O_CLOEXEC | largeFile |
 		unix.O_NOCTTY | unix.O_NONBLOCK // a pipe without a writer would hold us up
-	plain := ours
-	plain.Resolve |= unix.RESOLVE_NO_SYMLINKS
 	give := func(fd int, errno unix.Errno) (int, unix.Errno) {
 		if errno == 0 && how.Flags&unix.O_NONBLOCK == 0 {
 			if fl, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err == nil {
@@ -481,7 +507,7 @@ func openAt(tree intercept.Tree, tid int, name string, how unix.OpenHow) (int, u
 	}
 	real := path.Clean(name)
 	if tree.Other(real) {
-		fd, errno := open(tree.Root(), name, &plain)
+		fd, errno := below(tree, name, ours)
 		if errno != unix.ELOOP || how.Resolve&unix.RESOLVE_NO_SYMLINKS != 0 {
 			return give(fd, errno)
 		}
@@ -505,7 +531,7 @@ func openAt(tree intercept.Tree, tid int, name string, how unix.OpenHow) (int, u
 		return -1, errno
 	}
 	if !p.here {
-		return give(open(tree.Root(), p.name, &plain))
+		return give(below(tree, p.name, ours))
 	}
 	dir, errno := open(unix.AT_FDCWD, path.Dir(p.name), &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC})
 	if errno != 0 {
@@ -536,6 +562,9 @@ func (s *Supervisor) mkdir(t *task, path, mode int) {
 	if name, ok := s.find(t, path); ok {
 		m, tid := t.args[mode], t.tid
 		s.in(t, name, func(dir place, base string) unix.Errno {
+			if readOnly(s.tree, dir) {
+				return refuseMaking(s.tree, dir, base, true)
+			}
 			if dir.here {
 				var errno unix.Errno
 				if m, errno = masked(tid, m); errno != 0 {
@@ -551,6 +580,9 @@ func (s *Supervisor) mknod(t *task, path, mode, dev int) {
 	if name, ok := s.find(t, path); ok {
 		m, d, tid := t.args[mode], int(t.args[dev]), t.tid
 		s.in(t, name, func(dir place, base string) unix.Errno {
+			if readOnly(s.tree, dir) {
+				return refuseMaking(s.tree, dir, base, false)
+			}
 			if dir.here {
 				var errno unix.Errno
 				if m, errno = masked(tid, m); errno != 0 {
@@ -564,7 +596,12 @@ func (s *Supervisor) mknod(t *task, path, mode, dev int) {
 
 func (s *Supervisor) unlink(t *task, path, flags int) {
 	if name, ok := s.find(t, path); ok {
-		s.in(t, name, func(dir place, base string) unix.Errno { return errnoOf(unix.Unlinkat(dir.fd, base, flags)) })
+		s.in(t, name, func(dir place, base string) unix.Errno {
+			if readOnly(s.tree, dir) {
+				return refuseRemoving(s.tree, dir, base, flags)
+			}
+			return errnoOf(unix.Unlinkat(dir.fd, base, flags))
+		})
 	}
 }
 
@@ -579,23 +616,34 @@ func (s *Supervisor) symlink(t *task, target, path int) {
 		return
 	}
 	to := string(p)
-	s.in(t, name, func(dir place, base string) unix.Errno { return errnoOf(unix.Symlinkat(to, dir.fd, base)) })
+	s.in(t, name, func(dir place, base string) unix.Errno {
+		if readOnly(s.tree, dir) {
+			return refuseMaking(s.tree, dir, base, false)
+		}
+		return errnoOf(unix.Symlinkat(to, dir.fd, base))
+	})
 }
 
 func (s *Supervisor) rename(t *task, from, to int, flags uint) {
-	s.two(t, from, to, func(d1 int, b1 string, d2 int, b2 string) unix.Errno {
-		return errnoOf(unix.Renameat2(d1, b1, d2, b2, flags))
+	s.two(t, from, to, func(d1 place, b1 string, d2 place, b2 string) unix.Errno {
+		if readOnly(s.tree, d1) {
+			return refuseMoving(s.tree, d1, b1, d2, b2, flags)
+		}
+		return errnoOf(unix.Renameat2(d1.fd, b1, d2.fd, b2, flags))
 	})
 }
 
 func (s *Supervisor) link(t *task, from, to int) {
-	s.two(t, from, to, func(d1 int, b1 string, d2 int, b2 string) unix.Errno {
-		return errnoOf(unix.Linkat(d1, b1, d2, b2, 0))
+	s.two(t, from, to, func(d1 place, b1 string, d2 place, b2 string) unix.Errno {
+		if readOnly(s.tree, d1) {
+			return refuseLinking(s.tree, d1, b1, d2, b2)
+		}
+		return errnoOf(unix.Linkat(d1.fd, b1, d2.fd, b2, 0))
 	})
 }
 
 // two runs f on the directories of two names.
-func (s *Supervisor) two(t *task, i, j int, f func(d1 int, b1 string, d2 int, b2 string) unix.Errno) {
+func (s *Supervisor) two(t *task, i, j int, f func(d1 place, b1 string, d2 place, b2 string) unix.Errno) {
 	a, b, ok := s.both(t, i, j)
 	if !ok {
 		return
@@ -612,12 +660,19 @@ func (s *Supervisor) two(t *task, i, j int, f func(d1 int, b1 string, d2 int, b2
 			return fails(errno)
 		}
 		defer q.close()
-		return fails(f(p.fd, pb, q.fd, qb))
+		if p.here != q.here && s.copies != nil { // which may be on one file system
+			return fails(unix.EXDEV)
+		}
+		return fails(f(p, pb, q, qb))
 	})
 }
 
 // change refuses to change what is the tree's; what is not there is not there.
 func (s *Supervisor) change(t *task, path int, follow bool) {
+	if s.onDescriptor(t, path) {
+		s.l.Answer(t.id, 0, unix.EROFS)
+		return
+	}
 	if name, ok := s.find(t, path); ok {
 		s.at(t, name, follow, func(place) result { return fails(unix.EROFS) })
 	}
