@@ -67,6 +67,8 @@ type Copies interface {
 	// (ELOOP). It makes what is on the way and what is opened, if need be, which takes time; with
 	// RESOLVE_CACHED it says EAGAIN instead.
 	Open(path string, flags, mode, resolve uint64) (fd int, errno syscall.Errno)
+	// Doubt forgets what was believed of a path: the next Open asks again.
+	Doubt(path string)
 	// Known says what the file with these numbers of stat(2)'s is a copy of.
 	Known(dev, ino uint64) (path string, a Attr, ok bool)
 }

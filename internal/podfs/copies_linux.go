@@ -101,6 +101,19 @@ func (c *Copies) Known(dev, ino uint64) (name string, a wire.Attr, ok bool) {
 	return n.path(), n.attr, true
 }
 
+// Doubt is intercept.Copies'.
+func (c *Copies) Doubt(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := c.top
+	for _, part := range strings.Split(strings.Trim(name, "/"), "/") {
+		if n = n.children[part]; n == nil {
+			return
+		}
+	}
+	n.asked = time.Time{}
+}
+
 func (n *copied) path() string {
 	if n.parent == nil {
 		return "/"

@@ -24,6 +24,8 @@ type place struct {
 	fd   int // O_PATH
 	name string
 	here bool // this machine's: fd is of its own file system, and name may end in a magic link
+
+	links []string // of the tree's, which were followed
 }
 
 func (p place) close() { unix.Close(p.fd) }
@@ -91,7 +93,24 @@ func walk(tree intercept.Tree, tid int, name string, follow bool) (place, unix.E
 			return place{fd: fd, name: real}, errno
 		}
 	}
-	return trace(tree, tid, name, follow)
+	p, errno := trace(tree, tid, name, follow)
+	if errno == unix.ENOENT && doubt(tree, p.links) {
+		return trace(tree, tid, name, follow)
+	}
+	return p, errno
+}
+
+// doubt says whether it may lead elsewhere to follow links once more: copies of links are believed for
+// a while, and what one led to may be gone since (the kubelet's ..data).
+func doubt(tree intercept.Tree, links []string) bool {
+	c, ok := tree.(intercept.Copies)
+	if !ok {
+		return false
+	}
+	for _, l := range links {
+		c.Doubt(l)
+	}
+	return len(links) > 0
 }
 
 // maxLinks is how many links the kernel follows on the way to a file.
@@ -102,6 +121,7 @@ const maxLinks = 40
 // through the tree this machine's files would be as the tree shows them, a second old, and
 // /proc/self would be us.
 func trace(tree intercept.Tree, tid int, name string, follow bool) (place, unix.Errno) {
+	var followed []string
 	links, checked := 0, false
 	for dir, rest := "/", name; ; {
 		part, after, slash := strings.Cut(strings.TrimLeft(rest, "/"), "/")
@@ -111,7 +131,7 @@ func trace(tree intercept.Tree, tid int, name string, follow bool) (place, unix.
 			dir, rest = p, after
 			continue
 		}
-		at := place{name: p, here: !tree.Other(p)}
+		at := place{name: p, here: !tree.Other(p), links: followed}
 		var errno unix.Errno
 		if !at.here {
 			at.fd, errno = look(tree, p, false)
@@ -135,10 +155,10 @@ func trace(tree intercept.Tree, tid int, name string, follow bool) (place, unix.
 			at.fd, errno = open(unix.AT_FDCWD, at.name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC})
 		}
 		if errno == unix.ENOENT && last && !slash {
-			return place{fd: -1, name: at.name, here: at.here}, errno
+			return place{fd: -1, name: at.name, here: at.here, links: followed}, errno
 		}
 		if errno != 0 {
-			return place{}, errno
+			return place{links: followed}, errno
 		}
 		var st unix.Stat_t
 		if err := unix.Fstat(at.fd, &st); err != nil {
@@ -150,6 +170,9 @@ func trace(tree intercept.Tree, tid int, name string, follow bool) (place, unix.
 			if links++; links > maxLinks {
 				at.close()
 				return place{}, unix.ELOOP
+			}
+			if !at.here {
+				followed = append(followed, at.name)
 			}
 			if at.here && magic(at.name) {
 				at.close()
@@ -531,7 +554,16 @@ func openAt(tree intercept.Tree, tid int, name string, how unix.OpenHow) (int, u
 		return -1, errno
 	}
 	if !p.here {
-		return give(below(tree, p.name, ours))
+		fd, errno := below(tree, p.name, ours)
+		if errno == unix.ENOENT && doubt(tree, p.links) {
+			if p, errno := walk(tree, tid, name, follow); errno == 0 {
+				defer p.close()
+				if !p.here {
+					return give(below(tree, p.name, ours))
+				}
+			}
+		}
+		return give(fd, errno)
 	}
 	dir, errno := open(unix.AT_FDCWD, path.Dir(p.name), &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC})
 	if errno != 0 {
