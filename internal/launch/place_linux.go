@@ -79,7 +79,7 @@ const enough = 256 << 20
 func choosePlaces(all []base) (dirs []string) {
 	for _, good := range []func(b base) bool{
 		func(b base) bool { return b.memory && b.exec && b.free >= enough },
-		func(b base) bool { return b.memory && b.free >= enough },
+		func(b base) bool { return b.memory && !b.exec && b.free >= enough },
 		func(b base) bool { return !b.memory && b.free >= enough },
 		func(b base) bool { return b.free < enough },
 	} {

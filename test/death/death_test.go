@@ -170,16 +170,12 @@ func places() (out []string) {
 // session starts the server under stead and returns when it is served.
 func session(t *testing.T, b *bed.Bed, flags ...string) *exec.Cmd {
 	t.Helper()
-	stolen := !slices.Contains(flags, "--no-incoming")
 	if len(flags) > 0 && flags[0] == inDirectory {
 		confined := *b
 		confined.Before = []string{confine, "0,admin,userns"}
 		b, flags = &confined, flags[1:]
 	}
-	if stolen {
-		flags = append([]string{"--steal"}, flags...)
-	}
-	c := b.Command(append(append([]string{"exec", "-t", "playground/orders"}, flags...), "--", "python3", "-c", server)...)
+	c := b.Command(append(append([]string{"exec", "-t", "playground/orders", "--steal"}, flags...), "--", "python3", "-c", server)...)
 	out, err := c.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -192,9 +188,6 @@ func session(t *testing.T, b *bed.Bed, flags ...string) *exec.Cmd {
 	t.Cleanup(func() { c.Process.Kill() })
 	if line, _ := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
 		t.Fatalf("the program did not begin: %s", errs.String())
-	}
-	if !stolen {
-		return c
 	}
 	if r := b.Call("http://orders:8080/"); r.Stdout != "program\n" {
 		t.Fatalf("nothing is stolen: %q %s", r.Stdout, r.Stderr)
@@ -320,14 +313,30 @@ func TestKillingTheDaemonTakesThePlaygroundAlong(t *testing.T) {
 // When nobody is left to remove the copies of the pod's files, the next session does; it leaves alone
 // those of a session that lives.
 func TestCopiesThatNobodyRemovedAreSweptByTheNextSession(t *testing.T) {
-	b := bed.Up(t, stead, "death-sweep")
-	living := session(t, b, inDirectory, "--files", "copy", "--no-incoming")
+	confined := *bed.Up(t, stead, "death-sweep")
+	confined.Before = []string{confine, "0,admin,userns"}
+	begin := func() *exec.Cmd {
+		c := confined.Command("exec", "-t", "playground/orders", "--files", "copy", "--no-incoming", "--", "sh", "-c", "cat /etc/hostname; exec sleep 1000")
+		out, err := c.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Process.Kill() })
+		if line, _ := bufio.NewReader(out).ReadString('\n'); line != "orders-0\n" {
+			t.Fatalf("the program did not begin: %q", line)
+		}
+		return c
+	}
+	living := begin()
 	own := places()
 	if len(own) != 1 {
 		t.Fatalf("copies of one session are in %q", own)
 	}
 	for i := range 5 {
-		s := session(t, b, inDirectory, "--files", "copy", "--no-incoming")
+		s := begin()
 		guard := below(t, s.Process.Pid, "__guard")
 		for _, pid := range []int{guard, s.Process.Pid} {
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
@@ -338,8 +347,6 @@ func TestCopiesThatNobodyRemovedAreSweptByTheNextSession(t *testing.T) {
 		if left := places(); len(left) != 2 {
 			t.Fatalf("time %d: %q are left, and the test shows nothing", i, left)
 		}
-		confined := *b
-		confined.Before = []string{confine, "0,admin,userns"}
 		if r := confined.Exec([]string{"--files", "copy", "--no-incoming"}, "cat", "/etc/hostname"); r.Stdout != "orders-0\n" {
 			t.Errorf("time %d: the next session: %q %s", i, r.Stdout, r.Stderr)
 		}
