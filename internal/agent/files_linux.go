@@ -97,7 +97,7 @@ func (f *fileServer) serve(q *fileCall) {
 	if int(q.Op) < len(fileOps) && fileOps[q.Op].do != nil {
 		if op := &fileOps[q.Op]; op.named {
 			head := len(b)
-			f.who.run(func(by *identity) error {
+			err = f.who.run(func(by *identity) (err error) {
 				q.by = by
 				b, err = op.do(f, q, b[:head])
 				return err
@@ -212,7 +212,7 @@ func (f *fileServer) list(q *fileCall, b []byte) ([]byte, error) {
 		names, err := d.Readdirnames(1024)
 		for _, n := range names {
 			a, err := attr(fd, n)
-			if err != nil {
+			if err != nil && err != unix.EACCES { // EACCES: names may be read and no more
 				continue // gone meanwhile
 			}
 			b = wire.AppendEntry(b, &wire.Entry{Name: n, Attr: a})

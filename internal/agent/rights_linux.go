@@ -155,20 +155,18 @@ func (r *rights) now() *identity {
 // run runs f with the target's rights. Where its capabilities are of another user namespace, which a
 // process with threads cannot join, f runs once more with ours when it was refused: by then tells for
 // which files they hold.
-func (r *rights) run(f func(by *identity) error) {
+func (r *rights) run(f func(by *identity) error) (err error) {
 	id := r.now()
 	if id == nil {
-		_ = f(nil)
-		return
+		return f(nil)
 	}
-	var err error
 	if !r.become(id, func() { err = f(nil) }) {
-		_ = f(nil) // somebody who has no more rights than the target, or is it
-		return
+		return f(nil) // we are somebody who has no more rights than the target
 	}
-	if err == unix.EACCES && id.foreign {
-		_ = f(id)
+	if err == unix.EACCES && id.foreign && f(id) == nil {
+		return nil
 	}
+	return err
 }
 
 // become runs f as id. false: it may not be become.

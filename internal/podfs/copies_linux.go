@@ -129,6 +129,7 @@ func (c *Copies) Open(name string, flags, mode, resolve uint64) (int, syscall.Er
 	q := query{name: name, began: time.Now()}
 	writes := flags&unix.O_ACCMODE != unix.O_RDONLY || flags&unix.O_TRUNC != 0
 	q.open = flags&unix.O_PATH == 0 && !writes
+	q.refused = flags&unix.O_DIRECTORY != 0 || flags&(unix.O_CREAT|unix.O_EXCL) == unix.O_CREAT|unix.O_EXCL
 	for range lookTries {
 		if resolve&cached == 0 {
 			c.mu.Lock()
@@ -163,7 +164,9 @@ type query struct {
 	name  string
 	open  bool // the contents are wanted
 	began time.Time
-	fills int
+	// refused: the kernel says no of a regular file, whatever is in it
+	refused bool
+	fills   int
 
 	last *copied // where it led to, as far as names go
 	end  bool    // that is the name's last part
@@ -224,7 +227,7 @@ func (c *Copies) missingLocked(q *query) step {
 		return nil
 	case n.kind() == syscall.S_IFDIR && n.listed.Before(believed):
 		return &listing{c, n, n.path()}
-	case n.kind() == syscall.S_IFREG && !n.filled:
+	case n.kind() == syscall.S_IFREG && !n.filled && !q.refused:
 		q.fills++
 		return &filling{c, n, q.fills >= fillTries}
 	}
@@ -590,7 +593,7 @@ func (s *listing) bring(done chan<- syscall.Errno) {
 			}
 			a.at = time.Time{} // where it leads is asked for when somebody goes there
 		}
-		if c.f.o.Overlay[path.Join(s.p, e.Name)].Laptop {
+		if e.Attr.Ino == 0 || c.f.o.Overlay[path.Join(s.p, e.Name)].Laptop {
 			a.at = time.Time{}
 		}
 		if errno := c.setLocked(k, &a); errno != 0 {

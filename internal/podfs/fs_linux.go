@@ -233,7 +233,7 @@ func (n *node) recent(name string) (a wire.Attr, ok bool) {
 		return a, false
 	}
 	a, ok = n.listing[name]
-	return a, ok
+	return a, ok && a.Ino != 0
 }
 
 func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
