@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,8 @@ type identity struct {
 	// namespace; its capabilities are none elsewhere.
 	uids, gids []idRange
 	foreign    bool
+
+	proven atomic.Bool // to be become, and to be left again
 }
 
 // idRange is one of ids as this user namespace names them.
@@ -145,6 +148,9 @@ func (r *rights) now() *identity {
 		}
 		id.caps = 0 // here
 	}
+	if r.as != nil && id.equal(r.as) && id.foreign == r.as.foreign {
+		return r.as
+	}
 	r.as = id
 	if id.equal(r.own) && !id.foreign {
 		r.as = nil
@@ -176,7 +182,11 @@ func (r *rights) become(id *identity, f func()) bool {
 	if slices.Equal(groups, own) {
 		groups, own = nil, nil // a user namespace may forbid to set even these
 	}
-	ok := sys.SetFileIDs(id.uid, id.gid, groups)
+	set := sys.SetFileIDs
+	if id.proven.Load() {
+		set = sys.SwitchFileIDs
+	}
+	ok := set(id.uid, id.gid, groups)
 	dressed := false
 	if ok && (id.uid == 0 || id.caps != 0) { // a user id other than 0 has put them out of force
 		dressed = sys.SetEffective(r.ownAll&^overriding|id.caps&r.ownAll) == nil
@@ -184,11 +194,12 @@ func (r *rights) become(id *identity, f func()) bool {
 	if ok {
 		f()
 	}
-	back := sys.SetFileIDs(r.own.uid, r.own.gid, own)
+	back := set(r.own.uid, r.own.gid, own)
 	if dressed || !ok {
 		back = sys.SetEffective(r.ownAll) == nil && back
 	}
 	if back {
+		id.proven.Store(ok)
 		runtime.UnlockOSThread()
 	} // else the thread ends with its goroutine
 	if !ok {
