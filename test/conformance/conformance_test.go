@@ -51,6 +51,7 @@ func buildPrograms() error {
 		{"1", []string{"go", "build", "-o", programs + "/cgoprobe", "./test/conformance/programs/cgoprobe"}},
 		{"0", []string{"go", "build", "-o", programs + "/confine", "./test/internal/confine"}},
 		{"0", []string{"musl-gcc", "-static", "-O1", "-o", programs + "/cprobe", src + "/probe.c"}},
+		{"0", []string{"musl-gcc", "-static", "-O1", "-o", programs + "/told", src + "/told.c"}},
 		{"0", []string{"javac", "-d", programs, src + "/Probe.java"}},
 	} {
 		cmd := exec.Command(c.argv[0], c.argv[1:]...)
@@ -60,7 +61,7 @@ func buildPrograms() error {
 			return fmt.Errorf("%s: %v\n%s", strings.Join(c.argv, " "), err, b)
 		}
 	}
-	for _, f := range []string{"probe.py", "probe.js", "probe.sh", "odd.py", "doors.py"} {
+	for _, f := range []string{"probe.py", "probe.js", "probe.sh", "odd.py", "doors.py", "exec.py"} {
 		b, err := os.ReadFile(filepath.Join(src, f))
 		if err != nil {
 			return err

@@ -88,6 +88,16 @@ func ifNoDirectory(i uint32) []unix.SockFilter {
 	}
 }
 
+// ifNamed traps a call on a path unless flags in argument i say that an empty one is the descriptor
+// itself.
+func ifNamed(i uint32) []unix.SockFilter {
+	return []unix.SockFilter{
+		load(argLow(i)), jump(unix.BPF_JSET, unix.AT_EMPTY_PATH, 1, 0),
+		trap,
+		allow,
+	}
+}
+
 // ifSocketError traps getsockopt(fd, SOL_SOCKET, SO_ERROR).
 func ifSocketError() []unix.SockFilter {
 	return []unix.SockFilter{

@@ -21,7 +21,7 @@ import (
 //
 // What is known to differ from a mount namespace: links of this machine's that lead to a path of
 // the tree's are followed on this machine; an absolute path given along with a directory's
-// descriptor is this machine's; execve and the mount calls go to this machine; a thread that gave
+// descriptor is this machine's; the mount calls go to this machine; execve as exec_linux.go says; a thread that gave
 // itself a working directory of its own (unshare(CLONE_FS)) is taken to share its process's; stat of
 // what the kernel has cached does not ask whether a thread that was root may search the way there; a
 // signal whose handler lacks SA_RESTART makes a call fail with EINTR when it comes in the
@@ -233,6 +233,19 @@ type result struct {
 	fd      int // the result is a copy of this descriptor of ours; 0 is none
 	cloexec bool
 	enter   int // the working directory becomes this descriptor of ours; 0 is none
+	execute *execution
+}
+
+// close gives back the descriptors of a result that nobody takes.
+func (r *result) close() {
+	for _, fd := range []int{r.fd, r.enter} {
+		if fd != 0 {
+			unix.Close(fd)
+		}
+	}
+	if r.execute != nil {
+		unix.Close(r.execute.fd)
+	}
 }
 
 func fails(e unix.Errno) result { return result{errno: e} }
@@ -249,6 +262,9 @@ func (s *Supervisor) finishPath(t *task, r result) {
 	case r.enter != 0:
 		s.enter(t, r.enter)
 		unix.Close(r.enter)
+	case r.execute != nil:
+		s.execute(t, r.execute)
+		unix.Close(r.execute.fd)
 	default:
 		if len(r.memory) > 0 && r.errno == 0 {
 			if !s.l.Valid(t.id) {

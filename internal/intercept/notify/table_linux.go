@@ -40,7 +40,7 @@ var calls = append([]call{
 	{name: "recvmsg", nr: unix.SYS_RECVMSG, handle: (*Supervisor).recvmsg},
 	{name: "recvmmsg", nr: unix.SYS_RECVMMSG, handle: (*Supervisor).recvmmsg},
 	{name: "uname", nr: unix.SYS_UNAME, when: func(o Options) bool { return o.Uname }, handle: (*Supervisor).uname},
-}, append(pathCalls(), copyCalls()...)...)
+}, append(append(pathCalls(), execCalls()...), copyCalls()...)...)
 
 // byNumber finds a row; the filter lets no other number come.
 var byNumber = func() map[int32]*call {

@@ -250,11 +250,7 @@ func (s *Supervisor) laterAs(t *task, real bool, f func() result) {
 			select {
 			case done <- r:
 			case <-dropped:
-				for _, fd := range []int{r.fd, r.enter} {
-					if fd != 0 {
-						unix.Close(fd)
-					}
-				}
+				r.close()
 			}
 		}()
 		select {
