@@ -646,7 +646,6 @@ func (s *filling) bring(done chan<- syscall.Errno) {
 		done <- errno
 		return
 	}
-	defer unix.Close(fd)
 	n.filling = make(chan struct{})
 	c.mu.Unlock()
 
@@ -659,14 +658,20 @@ func (s *filling) bring(done chan<- syscall.Errno) {
 	c.mu.Lock()
 	close(n.filling)
 	n.filling = nil
-	if n.there && n.ino == ino {
+	same := n.there && n.ino == ino
+	if same {
 		_ = unix.Fchmod(fd, n.attr.Mode&0o7777)
+	}
+	if same && errno == syscall.ESTALE {
+		_ = unix.Ftruncate(fd, 0)
+	}
+	unix.Close(fd) // before it may be executed (ETXTBSY)
+	if same {
 		if s.torn && errno == syscall.ESTALE {
 			errno = 0
 		}
 		switch {
 		case errno == syscall.ESTALE: // it changed meanwhile
-			_ = unix.Ftruncate(fd, 0)
 			n.asked, errno = time.Time{}, 0
 		case errno == 0:
 			t := []unix.Timespec{unix.NsecToTimespec(attr.Atime), unix.NsecToTimespec(attr.Mtime)}

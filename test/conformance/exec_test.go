@@ -49,7 +49,7 @@ func TestProgramsOfThePodAreExecutedByEveryDoor(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { os.RemoveAll(laptop) })
-			r := b.Exec([]string{"--files", door, "--no-incoming"}, "/usr/bin/env", "python3", dir+"/exec.py", laptop)
+			r := b.Exec([]string{"--files", door, "--no-incoming"}, "/usr/bin/env", "python3", dir+"/exec.py", laptop, dir+"/goprobe")
 			if r.Code != 0 || strings.Count(r.Stdout, "\n") < 100 {
 				t.Fatalf("by %s: exit code %d, stderr %s\n%s", door, r.Code, r.Stderr, r.Stdout)
 			}

@@ -94,7 +94,9 @@ func TestTheFilterTrapsWhatItMustAndNothingElse(t *testing.T) {
 		{"chdir", unix.SYS_CHDIR, [6]uint64{}, trapped},
 		{"fstat", unix.SYS_FSTAT, [6]uint64{3}, passes},
 		{"close", unix.SYS_CLOSE, [6]uint64{3}, passes},
-		{"execve", unix.SYS_EXECVE, [6]uint64{}, passes},
+		{"execve", unix.SYS_EXECVE, [6]uint64{}, trapped},
+		{"execveat of a name", unix.SYS_EXECVEAT, [6]uint64{5}, trapped},
+		{"execveat of a descriptor", unix.SYS_EXECVEAT, [6]uint64{5, 0, 0, 0, unix.AT_EMPTY_PATH}, passes},
 		{"uname", unix.SYS_UNAME, [6]uint64{}, passes},
 	} {
 		if got := run(t, paths, auditArch, c.nr, c.args); got != c.want {

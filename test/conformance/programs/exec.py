@@ -32,6 +32,12 @@ show("sh", subprocess.run("cd " + X + " && ./told rel; ./script rel; ../x/relati
 show("xargs", len(subprocess.run("seq 30000 | xargs " + X + "count", shell=True, capture_output=True, text=True).stdout.split()))
 show("find", subprocess.run(["find", X + "told", "-exec", X + "script", "{}", ";"], capture_output=True, text=True).stdout)
 
+# Other languages.
+probe = sys.argv[2]
+show("Go", subprocess.run([probe, "exec"] + [X + n for n in names], capture_output=True, text=True).stdout)
+show("node", subprocess.run(["node", "-e", "for (const n of process.argv.slice(1)) { const r = require('child_process').spawnSync(n, ['by node'], {encoding: 'utf8'}); console.log(n, r.status, r.stdout, r.stderr, r.error && r.error.code) }"] + [X + n for n in names],
+                            capture_output=True, text=True).stdout.replace("NODE_CHANNEL", ""))
+
 
 def fork(f):
     sys.stdout.flush()
