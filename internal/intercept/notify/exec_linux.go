@@ -29,7 +29,8 @@ import (
 // the kernel would have made.
 //
 // What differs from the kernel's own way: AT_EXECFN names a descriptor; a file that may be executed but
-// not read cannot be (EACCES); binfmt_misc sees the descriptor.
+// not read cannot be (EACCES); binfmt_misc sees the descriptor; the interpreter of a script of this
+// machine's is this machine's.
 
 func execCalls() []call {
 	rows := []call{
@@ -251,7 +252,8 @@ func (l *lead) execveat(regs registers, fd int, empty, argv, envp uint64) (unix.
 		if err != nil {
 			return 0, err
 		}
-		if errno := unix.Errno(max(-ret, 0)); errno != unix.EINTR && errno != restart {
+		// restart and what follows it: interrupted by a stop of its group, to be made again.
+		if errno := unix.Errno(max(-ret, 0)); errno != unix.EINTR && errno < restart {
 			return errno, nil
 		}
 	}
