@@ -50,6 +50,10 @@ func TestMain(m *testing.M) {
 			os.Exit(agent.Main(context.Background(), os.Args[3:], os.Environ(), "test", os.Stderr))
 		case "app":
 			os.Exit(app())
+		case "look":
+			lookAt(os.Args[2:])
+			io.Copy(io.Discard, os.Stdin)
+			os.Exit(0)
 		case "room":
 			io.Copy(io.Discard, os.Stdin)
 			os.Exit(0)

@@ -27,6 +27,7 @@ const (
 // answer written with one Write.
 type fileServer struct {
 	root int
+	who  *rights
 	st   tunnel.Stream
 
 	write sync.Mutex
@@ -37,12 +38,18 @@ type fileServer struct {
 }
 
 func (x *session) files(ctx context.Context, st tunnel.Stream, _ *wire.Open) {
-	serveFiles(ctx, st, int(x.s.target.root.Fd()))
+	serveFiles(ctx, st, int(x.s.target.root.Fd()), &x.s.target.rights)
+}
+
+// fileCall is one request; by is set where the agent's own rights stand for the target's.
+type fileCall struct {
+	wire.FileRequest
+	by *identity
 }
 
 // serveFiles answers requests until the stream ends.
-func serveFiles(ctx context.Context, st tunnel.Stream, root int) {
-	f := &fileServer{root: root, st: st, handles: make(map[uint64]*os.File)}
+func serveFiles(ctx context.Context, st tunnel.Stream, root int, who *rights) {
+	f := &fileServer{root: root, who: who, st: st, handles: make(map[uint64]*os.File)}
 	stop := context.AfterFunc(ctx, func() { st.Reset(0) })
 	defer stop()
 	var work sync.WaitGroup
@@ -57,7 +64,7 @@ func serveFiles(ctx context.Context, st tunnel.Stream, root int) {
 		go func() {
 			defer work.Done()
 			defer func() { <-slots }()
-			f.serve(&q)
+			f.serve(&fileCall{FileRequest: q})
 		}()
 	}
 	work.Wait()
@@ -69,22 +76,35 @@ func serveFiles(ctx context.Context, st tunnel.Stream, root int) {
 
 var answers = sync.Pool{New: func() any { b := make([]byte, 0, 64<<10); return &b }}
 
-// fileOps is the table of operations: each appends its body to b.
-var fileOps = [...]func(f *fileServer, q *wire.FileRequest, b []byte) ([]byte, error){
-	wire.FileStat:     (*fileServer).stat,
-	wire.FileReadlink: (*fileServer).readlink,
-	wire.FileList:     (*fileServer).list,
-	wire.FileOpen:     (*fileServer).open,
-	wire.FileRead:     (*fileServer).read,
-	wire.FileClose:    (*fileServer).close,
+// fileOps is the table of operations: each appends its body to b. Those with a name look it up with the
+// target's rights.
+var fileOps = [...]struct {
+	do    func(f *fileServer, q *fileCall, b []byte) ([]byte, error)
+	named bool
+}{
+	wire.FileStat:     {(*fileServer).stat, true},
+	wire.FileReadlink: {(*fileServer).readlink, true},
+	wire.FileList:     {(*fileServer).list, true},
+	wire.FileOpen:     {(*fileServer).open, true},
+	wire.FileRead:     {(*fileServer).read, false},
+	wire.FileClose:    {(*fileServer).close, false},
 }
 
-func (f *fileServer) serve(q *wire.FileRequest) {
+func (f *fileServer) serve(q *fileCall) {
 	p := answers.Get().(*[]byte)
 	b := wire.BeginFileAnswer((*p)[:0], q.ID, 0)
 	err := error(unix.ENOSYS)
-	if int(q.Op) < len(fileOps) && fileOps[q.Op] != nil {
-		b, err = fileOps[q.Op](f, q, b)
+	if int(q.Op) < len(fileOps) && fileOps[q.Op].do != nil {
+		if op := &fileOps[q.Op]; op.named {
+			head := len(b)
+			err = f.who.run(func(by *identity) (err error) {
+				q.by = by
+				b, err = op.do(f, q, b[:head])
+				return err
+			})
+		} else {
+			b, err = op.do(f, q, b)
+		}
 	}
 	if err != nil {
 		errno, ok := err.(unix.Errno)
@@ -107,7 +127,7 @@ func (f *fileServer) serve(q *wire.FileRequest) {
 var hidden = []string{"/proc", "/sys", "/dev"}
 
 // at opens a path below the root.
-func (f *fileServer) at(path string, flags uint64) (int, error) {
+func (f *fileServer) at(path string, flags uint64, by *identity) (int, error) {
 	for _, h := range hidden {
 		if rest, ok := strings.CutPrefix(path, h); ok && (rest == "" || rest[0] == '/') {
 			if rest != "" || flags&unix.O_PATH == 0 {
@@ -121,6 +141,10 @@ func (f *fileServer) at(path string, flags uint64) (int, error) {
 	}
 	for range 64 { // EAGAIN: a rename raced with a ".." in a symlink
 		fd, err := unix.Openat2(f.root, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve})
+		if err == nil && by != nil && !by.owns(fd) {
+			unix.Close(fd)
+			return -1, unix.EACCES
+		}
 		if err != unix.EAGAIN && err != unix.EINTR {
 			return fd, err
 		}
@@ -128,8 +152,8 @@ func (f *fileServer) at(path string, flags uint64) (int, error) {
 	return -1, unix.EAGAIN
 }
 
-func (f *fileServer) stat(q *wire.FileRequest, b []byte) ([]byte, error) {
-	fd, err := f.at(q.Path, unix.O_PATH|unix.O_NOFOLLOW)
+func (f *fileServer) stat(q *fileCall, b []byte) ([]byte, error) {
+	fd, err := f.at(q.Path, unix.O_PATH|unix.O_NOFOLLOW, q.by)
 	if err != nil {
 		return b, err
 	}
@@ -160,8 +184,8 @@ func attr(fd int, name string) (a wire.Attr, err error) {
 	}, nil
 }
 
-func (f *fileServer) readlink(q *wire.FileRequest, b []byte) ([]byte, error) {
-	fd, err := f.at(q.Path, unix.O_PATH|unix.O_NOFOLLOW)
+func (f *fileServer) readlink(q *fileCall, b []byte) ([]byte, error) {
+	fd, err := f.at(q.Path, unix.O_PATH|unix.O_NOFOLLOW, q.by)
 	if err != nil {
 		return b, err
 	}
@@ -177,8 +201,8 @@ func (f *fileServer) readlink(q *wire.FileRequest, b []byte) ([]byte, error) {
 	return append(b, buf[:n]...), nil
 }
 
-func (f *fileServer) list(q *wire.FileRequest, b []byte) ([]byte, error) {
-	fd, err := f.at(q.Path, unix.O_RDONLY|unix.O_DIRECTORY)
+func (f *fileServer) list(q *fileCall, b []byte) ([]byte, error) {
+	fd, err := f.at(q.Path, unix.O_RDONLY|unix.O_DIRECTORY, q.by)
 	if err != nil {
 		return b, err
 	}
@@ -188,7 +212,7 @@ func (f *fileServer) list(q *wire.FileRequest, b []byte) ([]byte, error) {
 		names, err := d.Readdirnames(1024)
 		for _, n := range names {
 			a, err := attr(fd, n)
-			if err != nil {
+			if err != nil && err != unix.EACCES { // EACCES: names may be read and no more
 				continue // gone meanwhile
 			}
 			b = wire.AppendEntry(b, &wire.Entry{Name: n, Attr: a})
@@ -203,8 +227,8 @@ func (f *fileServer) list(q *wire.FileRequest, b []byte) ([]byte, error) {
 }
 
 // open opens a regular file: to open anything else could block, or do something.
-func (f *fileServer) open(q *wire.FileRequest, b []byte) ([]byte, error) {
-	look, err := f.at(q.Path, unix.O_PATH|unix.O_NOFOLLOW)
+func (f *fileServer) open(q *fileCall, b []byte) ([]byte, error) {
+	look, err := f.at(q.Path, unix.O_PATH|unix.O_NOFOLLOW, q.by)
 	if err != nil {
 		return b, err
 	}
@@ -220,7 +244,7 @@ func (f *fileServer) open(q *wire.FileRequest, b []byte) ([]byte, error) {
 	default:
 		return b, unix.ENXIO
 	}
-	fd, err := f.at(q.Path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY)
+	fd, err := f.at(q.Path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, q.by)
 	if err != nil {
 		return b, err
 	}
@@ -245,7 +269,7 @@ func (f *fileServer) open(q *wire.FileRequest, b []byte) ([]byte, error) {
 	return wire.AppendAttr(b, &a), nil
 }
 
-func (f *fileServer) read(q *wire.FileRequest, b []byte) ([]byte, error) {
+func (f *fileServer) read(q *fileCall, b []byte) ([]byte, error) {
 	f.mu.Lock()
 	file := f.handles[q.Handle]
 	f.mu.Unlock()
@@ -268,7 +292,7 @@ func (f *fileServer) read(q *wire.FileRequest, b []byte) ([]byte, error) {
 	return b[:at+n], nil
 }
 
-func (f *fileServer) close(q *wire.FileRequest, b []byte) ([]byte, error) {
+func (f *fileServer) close(q *fileCall, b []byte) ([]byte, error) {
 	f.mu.Lock()
 	file := f.handles[q.Handle]
 	delete(f.handles, q.Handle)

@@ -22,17 +22,18 @@ import (
 // target is the process beside which the agent stands. Its pidfd makes sure that it stays the
 // same process: what is read by number is believed only if the pidfd is alive afterwards.
 type target struct {
-	pid   int
-	pidfd int
-	net   *sys.Namespaces
-	root  *os.File      // O_PATH, its root directory
-	ended chan struct{} // closed when the process is gone
-	wake  int           // eventfd that ends the watcher
-	done  chan struct{}
+	pid    int
+	pidfd  int
+	net    *sys.Namespaces
+	root   *os.File // O_PATH, its root directory
+	rights rights
+	ended  chan struct{} // closed when the process is gone
+	wake   int           // eventfd that ends the watcher
+	done   chan struct{}
 }
 
 func openTarget(pid int) (t *target, err error) {
-	t = &target{pid: pid, pidfd: -1, wake: -1, ended: make(chan struct{}), done: make(chan struct{})}
+	t = &target{pid: pid, rights: rights{pid: pid}, pidfd: -1, wake: -1, ended: make(chan struct{}), done: make(chan struct{})}
 	if t.pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
 		return nil, targetFault(pid, "find", err)
 	}

@@ -72,7 +72,7 @@ cannot be executed, 127 when it was not found.`,
 	c.Flags().BoolVar(&f.mirror, "mirror", false, "copy the target's connections to the program while the app answers (default)")
 	c.Flags().BoolVar(&f.noIncoming, "no-incoming", false, "leave the target's incoming traffic alone")
 	c.Flags().BoolVar(&f.stealProbes, "steal-probes", false, "bring the kubelet's HTTP probes to the program, too (default: the app goes on answering them)")
-	c.Flags().StringVar(&f.files, "files", string(session.DoorAuto), "how the target's files are shown: auto, mount, trap or none")
+	c.Flags().StringVar(&f.files, "files", string(session.DoorAuto), "how the target's files are shown: auto, mount (a namespace), trap (path calls are caught), copy (the same without /dev/fuse) or none")
 	c.Flags().StringArrayVar(&f.filesLaptop, "files-laptop", nil, "a path that stays on the laptop (repeatable)")
 	c.Flags().StringArrayVar(&f.filesPod, "files-pod", nil, "a path that is the target's (repeatable)")
 	c.Flags().StringArrayVar(&f.laptop, "outgoing-laptop", nil, "ADDRESS[/BITS][:PORT] that is connected from the laptop (repeatable)")
@@ -132,7 +132,7 @@ func (f *execFlags) options() (o session.Options, err error) {
 		o.Incoming = wire.Mirror
 	}
 	switch d := session.Door(f.files); d {
-	case session.DoorAuto, session.DoorMount, session.DoorTrap, session.DoorNone:
+	case session.DoorAuto, session.DoorMount, session.DoorTrap, session.DoorCopy, session.DoorNone:
 		o.Files = session.Files{Door: d, Laptop: f.filesLaptop, Pod: f.filesPod}
 	default:
 		return o, fault.With(fmt.Errorf("--files %s: no such way", f.files), "--files auto, mount, trap or none")

@@ -58,6 +58,28 @@ type Tree interface {
 	Root() int
 }
 
+// Copies is a Tree of ordinary files of this machine's, each of which is made when it is asked for. The
+// kernel moves their bytes; what it says of them beside that is corrected, and what would change them
+// refused, by the interceptor.
+type Copies interface {
+	Tree
+	// Open is openat2(2) with the root as "/", with the rights of the calling thread; it follows no link
+	// (ELOOP). It makes what is on the way and what is opened, if need be, which takes time; with
+	// RESOLVE_CACHED it says EAGAIN instead.
+	Open(path string, flags, mode, resolve uint64) (fd int, errno syscall.Errno)
+	// Doubt forgets what was believed of a path: the next Open asks again.
+	Doubt(path string)
+	// Known says what the file with these numbers of stat(2)'s is a copy of.
+	Known(dev, ino uint64) (path string, a Attr, ok bool)
+}
+
+// Attr is what stat(2) is to say of a file, times in nanoseconds since 1970.
+type Attr struct {
+	Ino, Size, Blocks           uint64
+	Mode, Nlink, UID, GID, Rdev uint32
+	Atime, Mtime, Ctime         int64
+}
+
 // Handler answers the calls. Its methods are called from the interceptor's receiver and must not
 // block; what takes time goes into Outcome.Later. Addresses are as the program gave them, a
 // v4-mapped one stays v4-mapped.

@@ -22,6 +22,8 @@ func guardMain(args []string) int {
 		return 125
 	}
 	ctl := fds[0]
+	end := &guardEnd{fd: ctl}
+	defer end.removePlaces()
 	// A signal to the process group is meant for the program. Caught, not ignored: ignoring would
 	// be inherited, and so is what we were started to ignore (nohup).
 	swallow := make(chan os.Signal, 1)
@@ -34,7 +36,7 @@ func guardMain(args []string) int {
 	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 	started := make(chan int)
-	go launch(ctl, fds[1], started)
+	go launch(end, fds[1], started)
 	pid := <-started
 	if pid == 0 {
 		return 125
@@ -42,11 +44,7 @@ func guardMain(args []string) int {
 	// The only way that the session's end of the socket closes is its end.
 	gone := make(chan struct{})
 	go func() {
-		var b [1]byte
-		for {
-			if n, err := unix.Read(ctl, b[:]); n <= 0 && err != unix.EINTR {
-				break
-			}
+		for end.hear() == nil {
 		}
 		close(gone)
 	}()

@@ -49,20 +49,20 @@ const (
 // launch makes its thread what the program is to come from, starts the program, and tells started its
 // pid, 0 when there is none; the session has heard why. The thread is the program's parent as far as
 // PDEATHSIG goes, so it stays until the guard ends.
-func launch(ctl, from int, started chan<- int) {
+func launch(ctl *guardEnd, from int, started chan<- int) {
 	runtime.LockOSThread()
 	started <- start(ctl, from)
 	select {}
 }
 
-func start(ctl, from int) (pid int) {
-	if err := hear(ctl); err != nil { // the configuration comes later than we
+func start(ctl *guardEnd, from int) (pid int) {
+	if err := ctl.hear(); err != nil { // the configuration comes later than we
 		return 0
 	}
 	failed := func(what string, err error) int {
 		var errno unix.Errno
 		errors.As(err, &errno)
-		say(ctl, sayFailed, int32(errno), what+": "+err.Error())
+		say(ctl.fd, sayFailed, int32(errno), what+": "+err.Error())
 		return 0
 	}
 	var cfg config
@@ -93,7 +93,7 @@ func start(ctl, from int) (pid int) {
 	// them: what is inherited is found first.
 	files, _ := table()
 	if cfg.Mount != nil {
-		if err := mountns.Enter(cfg.Mount, func(fuse int) error { return ask(ctl, sayMount, fuse) }); err != nil {
+		if err := mountns.Enter(cfg.Mount, func(fuse int) error { return ctl.ask(sayMount, fuse) }); err != nil {
 			return failed(enterMount, err)
 		}
 	}
@@ -109,7 +109,7 @@ func start(ctl, from int) (pid int) {
 	}
 	// From here on no call on this thread that the filter traps, but for the exec.
 	unix.CloseOnExec(int(l))
-	if err := ask(ctl, sayListener, int(l)); err != nil {
+	if err := ctl.ask(sayListener, int(l)); err != nil {
 		return 0
 	}
 	unix.Close(int(l))
@@ -127,10 +127,10 @@ func start(ctl, from int) (pid int) {
 	if err != nil {
 		var errno unix.Errno
 		errors.As(err, &errno)
-		say(ctl, sayExec, int32(errno), "")
+		say(ctl.fd, sayExec, int32(errno), "")
 		return 0
 	}
-	if err := ask(ctl, sayStarted, pid); err != nil {
+	if err := ctl.ask(sayStarted, pid); err != nil {
 		return pid // the session is gone: the guard ends all
 	}
 	return pid
@@ -160,25 +160,42 @@ func say(ctl int, kind, value int32, text string) error {
 	return nil
 }
 
-// ask tells the session something and waits for its byte.
-func ask(ctl int, kind int32, value int) error {
-	if err := say(ctl, kind, int32(value), ""); err != nil {
-		return err
-	}
-	return hear(ctl)
+// guardEnd is the guard's end of its socket to the session. Its launcher listens until the program is
+// started, then the guard; never both.
+type guardEnd struct {
+	fd     int
+	places []string // directories that the session may leave behind
 }
 
-// hear waits for a byte of the session's.
-func hear(ctl int) error {
-	var b [1]byte
+// ask tells the session something and waits for its byte.
+func (g *guardEnd) ask(kind int32, value int) error {
+	if err := say(g.fd, kind, int32(value), ""); err != nil {
+		return err
+	}
+	return g.hear()
+}
+
+// hear waits for a byte of the session's. What is longer is a directory of the session's, which it
+// tells of at any time. An error is the session's end: it never closes its socket before.
+func (g *guardEnd) hear() error {
+	b := make([]byte, unix.PathMax)
 	for {
-		n, _, e := unix.Syscall(unix.SYS_READ, uintptr(ctl), uintptr(unsafe.Pointer(&b[0])), 1)
-		if e == unix.EINTR {
-			continue
+		n, _, e := unix.Syscall(unix.SYS_READ, uintptr(g.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+		switch {
+		case e == unix.EINTR:
+		case e != 0 || n == 0:
+			return unix.EPIPE
+		case n > 1:
+			g.places = append(g.places, string(b[:n]))
+		default:
+			return nil
 		}
-		if e != 0 || n != 1 {
-			return unix.EPIPE // the session is gone: so are we
-		}
-		return nil
+	}
+}
+
+// removePlaces is for the guard's end.
+func (g *guardEnd) removePlaces() {
+	for _, dir := range g.places {
+		removePlace(dir)
 	}
 }

@@ -32,22 +32,32 @@ func DetachedTree() (fuse, root int, err error) {
 }
 
 func treeByMounter() (fuse, root int, err error) {
-	ours, theirs, err := socketpair("mounter")
+	fds, err := byMounter("fuse", 2, syscall.SysProcIDMap{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1},
+		syscall.SysProcIDMap{ContainerID: os.Getgid(), HostID: os.Getgid(), Size: 1})
 	if err != nil {
 		return -1, -1, err
 	}
+	return fds[0], fds[1], nil
+}
+
+// byMounter lets a helper in a user namespace with these ids mount what, and takes its descriptors.
+func byMounter(what string, count int, uids, gids syscall.SysProcIDMap) (fds []int, err error) {
+	ours, theirs, err := socketpair("mounter")
+	if err != nil {
+		return nil, err
+	}
 	defer ours.Close()
-	uid, gid := os.Getuid(), os.Getgid()
 	pid, err := spawn(wordMounter, &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}},
+		UidMappings: []syscall.SysProcIDMap{uids},
+		GidMappings: []syscall.SysProcIDMap{gids},
 		AmbientCaps: []uintptr{unix.CAP_SYS_ADMIN},
 	}, int(theirs.Fd()))
 	theirs.Close()
 	if err != nil {
-		return -1, -1, &mountns.Unavailable{Step: "make namespaces", Err: err}
+		return nil, &mountns.Unavailable{Step: "make namespaces", Err: err}
 	}
+	_, _ = ours.Write([]byte(what)) // one that is gone does not answer either
 	defer func() {
 		unix.Kill(pid, unix.SIGKILL) // it has said all that it had to say
 		var ws unix.WaitStatus
@@ -60,7 +70,7 @@ func treeByMounter() (fuse, root int, err error) {
 	ours.SetDeadline(time.Now().Add(startTimeout))
 	raw, err := ours.SyscallConn()
 	if err != nil {
-		return -1, -1, err
+		return nil, err
 	}
 	b, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(8))
 	var n, oobn int
@@ -69,24 +79,24 @@ func treeByMounter() (fuse, root int, err error) {
 		return err != unix.EAGAIN
 	})
 	if err = errors.Join(rerr, err); err != nil {
-		return -1, -1, fmt.Errorf("mounter: %w", err)
+		return nil, fmt.Errorf("mounter: %w", err)
 	}
 	if oobn == 0 {
 		if n < 4 {
-			return -1, -1, errors.New("mounter: no answer")
+			return nil, errors.New("mounter: no answer")
 		}
 		errno := unix.Errno(b[0]) | unix.Errno(b[1])<<8
-		return -1, -1, &mountns.Unavailable{Step: string(b[4:n]), Err: errno}
+		return nil, &mountns.Unavailable{Step: string(b[4:n]), Err: errno}
 	}
 	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil || len(msgs) != 1 {
-		return -1, -1, fmt.Errorf("mounter: its descriptors: %w", err)
+		return nil, fmt.Errorf("mounter: its descriptors: %w", err)
 	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) != 2 {
-		return -1, -1, fmt.Errorf("mounter: its descriptors: %w", err)
+	fds, err = unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != count {
+		return nil, fmt.Errorf("mounter: its descriptors: %w", err)
 	}
-	return fds[0], fds[1], nil
+	return fds, nil
 }
 
 // mounterMain is the helper: its descriptor is the socket to the session.
@@ -96,7 +106,19 @@ func mounterMain(args []string) int {
 		fmt.Fprintln(os.Stderr, "stead:", err)
 		return 125
 	}
-	fuse, root, err := mountns.Detached(os.Getuid(), os.Getgid(), false)
+	what := make([]byte, 16)
+	n, err := unix.Read(fds[0], what)
+	if err != nil {
+		return 125
+	}
+	var made []int
+	if string(what[:n]) == "memory" {
+		made = []int{-1}
+		made[0], err = mountns.Memory()
+	} else {
+		made = []int{-1, -1}
+		made[0], made[1], err = mountns.Detached(os.Getuid(), os.Getgid(), false)
+	}
 	if err != nil {
 		var un *mountns.Unavailable
 		var errno unix.Errno
@@ -108,7 +130,7 @@ func mounterMain(args []string) int {
 		unix.Write(fds[0], append([]byte{byte(errno), byte(errno >> 8), 0, 0}, step...))
 		return 125
 	}
-	if err := unix.Sendmsg(fds[0], []byte{0, 0, 0, 0}, unix.UnixRights(fuse, root), nil, 0); err != nil {
+	if err := unix.Sendmsg(fds[0], []byte{0, 0, 0, 0}, unix.UnixRights(made...), nil, 0); err != nil {
 		return 125
 	}
 	return 0

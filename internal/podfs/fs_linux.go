@@ -337,7 +337,7 @@ func (n *node) recent(name string) (a wire.Attr, ok bool) {
 		return a, false
 	}
 	a, ok = n.listing[name]
-	return a, ok
+	return a, ok && a.Ino != 0
 }
 
 func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
@@ -350,45 +350,51 @@ func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) 
 }
 
 func (n *node) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
-	made := n.f.names[n.path]
-	var list []wire.Entry
-	var errno syscall.Errno
-	if !n.f.furnishing.Load() || len(made) == 0 {
-		list, errno = n.f.c.List(ctx, n.path)
-		list = slices.DeleteFunc(list, func(e wire.Entry) bool { return n.f.o.Overlay[path.Join(n.path, e.Name)].Absent })
-	}
-	if errno != 0 && (errno != syscall.ENOENT || len(made) == 0) {
+	list, errno := n.f.list(ctx, n.path)
+	if errno != 0 {
 		return nil, errno
 	}
-	at := make(map[string]wire.Attr, len(list)+len(made))
+	at := make(map[string]wire.Attr, len(list))
+	entries := make([]fuse.DirEntry, 0, len(list))
 	for _, e := range list {
 		at[e.Name] = e.Attr
-	}
-	for _, name := range made {
-		p := path.Join(n.path, name)
-		if a, ok := at[name]; ok && len(n.f.names[p]) > 0 && a.Mode&syscall.S_IFMT == syscall.S_IFDIR {
-			continue
-		}
-		at[name], _ = n.f.attrOf(ctx, p)
-		list = append(list, wire.Entry{Name: name})
+		st := n.f.stable(path.Join(n.path, e.Name), &e.Attr)
+		entries = append(entries, fuse.DirEntry{Name: e.Name, Mode: st.Mode, Ino: st.Ino})
 	}
 	n.mu.Lock()
 	n.listing, n.listed = at, time.Now()
 	n.mu.Unlock()
-	entries := make([]fuse.DirEntry, 0, len(list))
-	seen := make(map[string]bool, len(made))
-	for _, e := range list {
-		if contains(made, e.Name) {
-			if seen[e.Name] {
-				continue
-			}
-			seen[e.Name] = true
-		}
-		a := at[e.Name]
-		st := n.f.stable(path.Join(n.path, e.Name), &a)
-		entries = append(entries, fuse.DirEntry{Name: e.Name, Mode: st.Mode, Ino: st.Ino})
-	}
 	return fs.NewListDirStream(entries), 0
+}
+
+// list is what is shown of directory p: the pod's entries, and what is made up.
+func (f *FS) list(ctx context.Context, p string) (list []wire.Entry, errno syscall.Errno) {
+	made := f.names[p]
+	if !f.furnishing.Load() || len(made) == 0 {
+		list, errno = f.c.List(ctx, p)
+		list = slices.DeleteFunc(list, func(e wire.Entry) bool { return f.o.Overlay[path.Join(p, e.Name)].Absent })
+	}
+	if errno != 0 && (errno != syscall.ENOENT || len(made) == 0) {
+		return nil, errno
+	}
+	at := make(map[string]int, len(made)) // the pod's of these names
+	for i, e := range list {
+		if contains(made, e.Name) {
+			at[e.Name] = i
+		}
+	}
+	for _, name := range made {
+		q := path.Join(p, name)
+		i, ok := at[name]
+		switch {
+		case !ok:
+			a, _ := f.attrOf(ctx, q)
+			list = append(list, wire.Entry{Name: name, Attr: a})
+		case len(f.names[q]) == 0 || list[i].Attr.Mode&syscall.S_IFMT != syscall.S_IFDIR:
+			list[i].Attr, _ = f.attrOf(ctx, q)
+		}
+	}
+	return list, 0
 }
 
 func (n *node) Readlink(ctx context.Context) ([]byte, syscall.Errno) {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/intercept"
 	"github.com/stead-dev/stead/internal/intercept/mountns"
 	"github.com/stead-dev/stead/internal/launch"
 	"github.com/stead-dev/stead/internal/podfs"
@@ -36,6 +37,9 @@ type files struct {
 
 	root bool  // CAP_SYS_ADMIN is held: no user namespace is needed
 	tree *tree // the trap's
+
+	copies *podfs.Copies
+	place  *launch.Place // of the copies
 }
 
 // planFiles finds out what stays on the laptop, for a program whose file is path. It asks the pod nothing.
@@ -81,13 +85,21 @@ func (f *files) move() {
 	if f.fs != nil {
 		f.fs.Moved()
 	}
+	if f.copies != nil {
+		f.copies.Moved()
+	}
 }
 
 func (f *files) close() {
 	if f.client != nil {
 		f.client.Close()
 	}
-	if f.tree != nil {
+	if f.copies != nil {
+		f.copies.Wait()
+	}
+	if f.place != nil {
+		f.place.Close()
+	} else if f.tree != nil {
 		unix.Close(f.tree.root)
 	}
 	if f.fs == nil {
@@ -128,6 +140,41 @@ func (f *files) owner() *fuse.Owner {
 
 // trap fills in the spec of a launch whose path calls are trapped.
 func (f *files) trap(spec *launch.Spec, t *wire.Target) error {
+	o := f.trapped(spec, t)
+	f.fs = podfs.New(f.client, o)
+	dev, root, err := launch.DetachedTree()
+	if err != nil {
+		f.fs = nil
+		return err
+	}
+	f.tree.root = root
+	if err := f.fs.Serve(dev); err != nil {
+		f.fs = nil
+		return err
+	}
+	return nil
+}
+
+// copy fills in the spec of a launch whose path calls are trapped and whose files are copied.
+func (f *files) copy(spec *launch.Spec, t *wire.Target) (err error) {
+	o := f.trapped(spec, t)
+	if os.Geteuid() == 0 {
+		o.Owner = nil // owners can be set
+	}
+	if f.place, err = f.run.proc.Place(); err != nil {
+		return err
+	}
+	f.tree.root = f.place.Root
+	f.copies, err = podfs.NewCopies(podfs.New(f.client, o), f.place.Root, func(name string, size uint64) {
+		f.run.trouble(fault.With(fmt.Errorf("%s of the pod's (%d MiB) is too large to be copied, so it cannot be opened (%w)", name, size>>20, unix.EFBIG),
+			"give this machine /dev/fuse (sudo modprobe fuse; in a container: --device /dev/fuse)"))
+	})
+	spec.Filter.Copies = true
+	return err
+}
+
+// trapped prepares the tree of a launch whose path calls are trapped.
+func (f *files) trapped(spec *launch.Spec, t *wire.Target) podfs.Options {
 	overlay, binds := maps.Clone(f.overlay), f.binds
 	f.tree = &tree{laptop: make(map[string]bool, len(binds)), root: -1}
 	o := podfs.Options{Overlay: overlay, Owner: f.owner()}
@@ -155,19 +202,21 @@ func (f *files) trap(spec *launch.Spec, t *wire.Target) error {
 			o.Pods = append(o.Pods, p)
 		}
 	}
-	f.fs = podfs.New(f.client, o)
-	dev, root, err := launch.DetachedTree()
-	if err != nil {
-		f.fs = nil
-		return err
-	}
-	f.tree.root = root
-	if err := f.fs.Serve(dev); err != nil {
-		f.fs = nil
-		return err
-	}
 	spec.Filter.Paths = true
-	return nil
+	return o
+}
+
+// copyTree is the pod's tree of copies, an intercept.Copies.
+type copyTree struct {
+	*tree
+	*podfs.Copies
+}
+
+func (t copyTree) Root() int { return t.tree.Root() }
+
+func (t copyTree) Known(dev, ino uint64) (string, intercept.Attr, bool) {
+	p, a, ok := t.Copies.Known(dev, ino)
+	return p, intercept.Attr(a), ok
 }
 
 // tree is the pod's tree for trapped path calls, an intercept.Tree.

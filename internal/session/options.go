@@ -45,6 +45,7 @@ const (
 	DoorAuto  Door = "auto"  // mount where a probe says that it can be had, else trap
 	DoorMount Door = "mount" // a mount namespace whose root is the pod's
 	DoorTrap  Door = "trap"  // path calls are trapped and answered one by one
+	DoorCopy  Door = "copy"  // the trap, with copies of the files in place of FUSE
 	DoorNone  Door = "none"  // the program sees the laptop's files only
 )
 

@@ -21,6 +21,7 @@ import (
 	"github.com/stead-dev/stead/internal/intercept/mountns"
 	"github.com/stead-dev/stead/internal/intercept/notify"
 	"github.com/stead-dev/stead/internal/launch"
+	"github.com/stead-dev/stead/internal/podfs"
 	"github.com/stead-dev/stead/internal/policy"
 	"github.com/stead-dev/stead/internal/session/incoming"
 	"github.com/stead-dev/stead/internal/session/outgoing"
@@ -162,7 +163,9 @@ func (s *run) start(ctx context.Context, path string) (err error) {
 		Hostname: t.Hostname, Domain: t.Domain,
 		Serve: func(l sys.Listener) (err error) {
 			var tree intercept.Tree
-			if s.files.tree != nil {
+			if s.files.copies != nil {
+				tree = copyTree{s.files.tree, s.files.copies}
+			} else if s.files.tree != nil {
 				tree = s.files.tree
 			}
 			if s.files.fs != nil {
@@ -192,8 +195,13 @@ func (s *run) start(ctx context.Context, path string) (err error) {
 		if err := s.begin(DoorTrap); err != nil {
 			return err
 		}
-		s.trouble(fault.With(fmt.Errorf("%w; each path call of the program is trapped instead, which costs it about 8 us", err), fault.Hint(err)))
-		door = DoorTrap
+		trapped := spec
+		if terr := s.files.trap(&trapped, t); terr == nil {
+			s.trouble(fault.With(fmt.Errorf("%w; each path call of the program is trapped instead, which costs it about 8 us", err), fault.Hint(err)))
+			return s.proc.Run(ctx, trapped)
+		}
+		s.trouble(fault.With(fmt.Errorf("%w, and no FUSE; each path call of the program is trapped instead, which costs it about 10 us, and files are copied when they are opened, up to %d MiB each", err, podfs.MaxCopy>>20), fault.Hint(err)))
+		door = DoorCopy
 	}
 	switch door {
 	case DoorNone:
@@ -201,6 +209,10 @@ func (s *run) start(ctx context.Context, path string) (err error) {
 	case DoorTrap:
 		if terr := s.files.trap(&spec, t); terr != nil {
 			return fault.With(fmt.Errorf("no file system for the pod's files: %w", terr), mountHint(terr))
+		}
+	case DoorCopy:
+		if err := s.files.copy(&spec, t); err != nil {
+			return fault.With(fmt.Errorf("no place for copies of the pod's files: %w", err), "TMPDIR=/a/directory/with/room stead exec ... (or --files none)")
 		}
 	}
 	return s.proc.Run(ctx, spec)

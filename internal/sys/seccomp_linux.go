@@ -172,10 +172,13 @@ func (l Listener) AddFDSend(id uint64, fd int, cloexec bool) error {
 	return errnoErr(e)
 }
 
-// AddFD puts a copy of fd into the task, close-on-exec, and returns its number there. The call goes
-// on waiting.
-func (l Listener) AddFD(id uint64, fd int) (int, error) {
-	a := notifAddFD{id: id, srcfd: uint32(fd), newflags: unix.O_CLOEXEC}
+// AddFD puts a copy of fd into the task, close-on-exec if asked, and returns its number there. The call
+// goes on waiting.
+func (l Listener) AddFD(id uint64, fd int, cloexec bool) (int, error) {
+	a := notifAddFD{id: id, srcfd: uint32(fd)}
+	if cloexec {
+		a.newflags = unix.O_CLOEXEC
+	}
 	n, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(l), ioctlNotifAddFD, uintptr(unsafe.Pointer(&a)))
 	return int(n), errnoErr(e)
 }

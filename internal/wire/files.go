@@ -14,7 +14,8 @@ import (
 //	answer   size(4) id(4) errno(4) body
 //
 // size counts what follows it; integers are big endian. Bodies by operation: FileStat an Attr;
-// FileReadlink the target; FileList entries, each an Attr, the length of its name (2) and the name;
+// FileReadlink the target; FileList entries, each an Attr (zero where only the name may be read), the
+// length of its name (2) and the name;
 // FileOpen a handle (8) and an Attr; FileRead the bytes, fewer than asked for only at the end.
 // Paths are absolute in the target's root and resolved below it; the last element is not followed.
 const (

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,6 +26,9 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	// Started by nohup we ignore it, and so would all that we start.
+	// What is caught is not inherited.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	var err error
 	if stead, err = bed.Build("conformance"); err == nil {
 		programs = filepath.Join(bed.Cache(), "programs")
@@ -51,6 +56,7 @@ func buildPrograms() error {
 		{"1", []string{"go", "build", "-o", programs + "/cgoprobe", "./test/conformance/programs/cgoprobe"}},
 		{"0", []string{"go", "build", "-o", programs + "/confine", "./test/internal/confine"}},
 		{"0", []string{"musl-gcc", "-static", "-O1", "-o", programs + "/cprobe", src + "/probe.c"}},
+		{"0", []string{"musl-gcc", "-static", "-O1", "-o", programs + "/told", src + "/told.c"}},
 		{"0", []string{"javac", "-d", programs, src + "/Probe.java"}},
 	} {
 		cmd := exec.Command(c.argv[0], c.argv[1:]...)
@@ -60,7 +66,7 @@ func buildPrograms() error {
 			return fmt.Errorf("%s: %v\n%s", strings.Join(c.argv, " "), err, b)
 		}
 	}
-	for _, f := range []string{"probe.py", "probe.js", "probe.sh", "odd.py", "doors.py"} {
+	for _, f := range []string{"probe.py", "probe.js", "probe.sh", "odd.py", "doors.py", "exec.py"} {
 		b, err := os.ReadFile(filepath.Join(src, f))
 		if err != nil {
 			return err
@@ -88,7 +94,7 @@ func corpus() []struct{ name, look, serve string } {
 }
 
 // doors are the ways by which files are shown: each test on files runs through every one.
-var doors = []string{"mount", "trap"}
+var doors = []string{"mount", "trap", "copy"}
 
 func TestProgramsSeeWhatTheySeeInThePod(t *testing.T) {
 	b := bed.Up(t, stead, "conformance-look")

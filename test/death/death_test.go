@@ -19,7 +19,7 @@ import (
 	"github.com/stead-dev/stead/test/internal/bed"
 )
 
-var stead string
+var stead, confine string
 
 // name is the comm of our processes: a copy of the binary under a name that nobody else has.
 const name = "stead-death"
@@ -29,6 +29,12 @@ func TestMain(m *testing.M) {
 	if err == nil {
 		stead = filepath.Join(filepath.Dir(built), name)
 		err = os.Rename(built, stead)
+	}
+	if err == nil {
+		confine = filepath.Join(filepath.Dir(built), "confine")
+		c := exec.Command("go", "build", "-o", confine, "./test/internal/confine")
+		c.Dir = bed.Root()
+		err = c.Run()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -148,9 +154,27 @@ print("ready", flush=True)
 s.serve_forever()
 `
 
+// inDirectory, before the flags of a session, makes copies of the pod's files go to a directory: no other
+// place can be had.
+const inDirectory = "in a directory"
+
+// places are the directories with copies of the pod's files.
+func places() (out []string) {
+	for _, dir := range []string{"/dev/shm", os.TempDir()} {
+		found, _ := filepath.Glob(dir + "/stead-files-*")
+		out = append(out, found...)
+	}
+	return out
+}
+
 // session starts the server under stead and returns when it is served.
 func session(t *testing.T, b *bed.Bed, flags ...string) *exec.Cmd {
 	t.Helper()
+	if len(flags) > 0 && flags[0] == inDirectory {
+		confined := *b
+		confined.Before = []string{confine, "0,admin,userns"}
+		b, flags = &confined, flags[1:]
+	}
 	c := b.Command(append(append([]string{"exec", "-t", "playground/orders", "--steal"}, flags...), "--", "python3", "-c", server)...)
 	out, err := c.StdoutPipe()
 	if err != nil {
@@ -203,6 +227,8 @@ func TestWhoeverDiesNothingIsLeftAndTheAppAnswers(t *testing.T) {
 	}{
 		{"supervisor", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return s.Process.Pid }, -1, nil},
 		{"supervisor that traps path calls", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return s.Process.Pid }, -1, []string{"--files", "trap"}},
+		{"supervisor with copies of files in memory", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return s.Process.Pid }, -1, []string{"--files", "copy"}},
+		{"supervisor with copies of files in a directory", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return s.Process.Pid }, -1, []string{inDirectory, "--files", "copy"}},
 		{"guard", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return below(t, s.Process.Pid, "__guard") }, 137, nil},
 		{"program", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return below(t, s.Process.Pid, "python3") }, 137, nil},
 		{"agent", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return b.Status().Pods[0].Agent }, 125, []string{"--follow", "0"}},
@@ -217,6 +243,9 @@ func TestWhoeverDiesNothingIsLeftAndTheAppAnswers(t *testing.T) {
 				s := session(t, b, c.flags...)
 				stop := traffic(b)
 				time.Sleep(time.Duration(20+37*i%100) * time.Millisecond) // at a different moment each time
+				if named := slices.Contains(c.flags, inDirectory); named != (len(places()) == 1) {
+					t.Fatalf("copies are in %q", places())
+				}
 				if err := syscall.Kill(c.find(t, b, s), syscall.SIGKILL); err != nil {
 					t.Fatalf("kill: %v", err)
 				}
@@ -310,5 +339,56 @@ func TestKillingTheDaemonTakesThePlaygroundAlong(t *testing.T) {
 			}
 			return len(traces(t)) == 0
 		})
+	}
+}
+
+// When nobody is left to remove the copies of the pod's files, the next session does; it leaves alone
+// those of a session that lives.
+func TestCopiesThatNobodyRemovedAreSweptByTheNextSession(t *testing.T) {
+	confined := *bed.Up(t, stead, "death-sweep")
+	confined.Before = []string{confine, "0,admin,userns"}
+	begin := func() *exec.Cmd {
+		c := confined.Command("exec", "-t", "playground/orders", "--files", "copy", "--no-incoming", "--", "sh", "-c", "cat /etc/hostname; exec sleep 1000")
+		out, err := c.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Process.Kill() })
+		if line, _ := bufio.NewReader(out).ReadString('\n'); line != "orders-0\n" {
+			t.Fatalf("the program did not begin: %q", line)
+		}
+		return c
+	}
+	living := begin()
+	own := places()
+	if len(own) != 1 {
+		t.Fatalf("copies of one session are in %q", own)
+	}
+	for i := range 5 {
+		s := begin()
+		guard := below(t, s.Process.Pid, "__guard")
+		for _, pid := range []int{guard, s.Process.Pid} {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.Wait()
+		if left := places(); len(left) != 2 {
+			t.Fatalf("time %d: %q are left, and the test shows nothing", i, left)
+		}
+		if r := confined.Exec([]string{"--files", "copy", "--no-incoming"}, "cat", "/etc/hostname"); r.Stdout != "orders-0\n" {
+			t.Errorf("time %d: the next session: %q %s", i, r.Stdout, r.Stderr)
+		}
+		if left := places(); len(left) != 1 || left[0] != own[0] {
+			t.Errorf("time %d: afterwards %q, want %q", i, left, own)
+		}
+	}
+	living.Process.Signal(syscall.SIGTERM)
+	living.Wait()
+	if left := places(); len(left) != 0 {
+		t.Errorf("at the end %q are left", left)
 	}
 }

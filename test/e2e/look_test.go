@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -72,8 +73,10 @@ func TestRealProgramsSeeWhatTheySeeInThePod(t *testing.T) {
 }
 
 func TestFilesOfEveryKindOfMountAreThePods(t *testing.T) {
-	same(t, podOf(t, "orders"), "orders", nil, programs()+"/app", "tree", "/etc/orders", "/etc/single.yaml", "/var/run/secrets",
-		"/var/run/projected", "/var/data", "/var/programs", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname")
+	for _, door := range []string{"mount", "copy"} {
+		same(t, podOf(t, "orders"), "orders", []string{"--files", door}, programs()+"/app", "tree", "/etc/orders", "/etc/single.yaml", "/var/run/secrets",
+			"/var/run/projected", "/var/data", "/var/programs", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname")
+	}
 }
 
 func TestTheFilesOfATargetWithoutShellAndRootAreThePods(t *testing.T) {
@@ -85,7 +88,8 @@ func TestTheFilesOfATargetWithoutShellAndRootAreThePods(t *testing.T) {
 			t.Errorf("under stead %q, in the pod not", want)
 		}
 	}
-	if under.code != 0 || !strings.Contains(under.stdout, "/var/data/private -rw------- 65532:65532 19") {
+	if under.code != 0 || !strings.Contains(under.stdout, "/var/data/private -rw------- 65532:65532 19") ||
+		!regexp.MustCompile(`/var/data/roots -rw------- 0:0 14 .*permission denied`).MatchString(under.stdout) { // to the agent, which is root, too
 		t.Errorf("exit code %d: %s%s", under.code, under.stdout, under.stderr)
 	}
 }

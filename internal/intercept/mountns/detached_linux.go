@@ -58,3 +58,25 @@ func Detached(uid, gid int, others bool) (fuse, root int, err error) {
 	}
 	return fuse, root, nil
 }
+
+// Memory makes an empty file system in memory that is nowhere, as Detached does.
+func Memory() (root int, err error) {
+	step := func(what string, err error) error { return &Unavailable{what, err} }
+	ctx, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, step("fsopen tmpfs", err)
+	}
+	defer unix.Close(ctx)
+	for _, o := range [][2]string{{"source", "stead"}, {"mode", "755"}} {
+		if err = unix.FsconfigSetString(ctx, o[0], o[1]); err != nil {
+			return -1, step(fmt.Sprintf("set %s=%s", o[0], o[1]), err)
+		}
+	}
+	if err = unix.FsconfigCreate(ctx); err != nil {
+		return -1, step("make a file system in memory", err)
+	}
+	if root, err = unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOATIME); err != nil {
+		return -1, step("mount it", err)
+	}
+	return root, nil
+}

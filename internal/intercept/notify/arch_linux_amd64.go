@@ -56,9 +56,16 @@ func (r *registers) callAddress() uint64 { return r.Rip - uint64(len(callInstruc
 
 // setCall makes the thread call nr when it goes on. No call is restarted: orig_rax says that it
 // comes from none.
-func (r *registers) setCall(nr, arg uintptr) {
-	r.Rip, r.Rax, r.Rdi, r.Orig_rax = r.callAddress(), uint64(nr), uint64(arg), ^uint64(0)
+func (r *registers) setCall(nr uintptr, args ...uintptr) {
+	r.Rip, r.Rax, r.Orig_rax = r.callAddress(), uint64(nr), ^uint64(0)
+	for i, to := range []*uint64{&r.Rdi, &r.Rsi, &r.Rdx, &r.R10, &r.R8, &r.R9}[:len(args)] {
+		*to = uint64(args[i])
+	}
 }
+
+// at is where the next instruction is, stack where the stack ends.
+func (r *registers) at() uintptr    { return uintptr(r.Rip) }
+func (r *registers) stack() uintptr { return uintptr(r.Rsp) }
 
 func (r *registers) setResult(v int64) { r.Rax, r.Orig_rax = uint64(v), ^uint64(0) }
 func (r *registers) result() int64     { return int64(r.Rax) }

@@ -38,9 +38,16 @@ func (r *registers) setAfter(ip uint64) { r.Pc = ip }
 func (r *registers) callAddress() uint64 { return r.Pc - uint64(len(callInstruction)) }
 
 // setCall makes the thread call nr when it goes on.
-func (r *registers) setCall(nr, arg uintptr) {
-	r.Pc, r.Regs[8], r.Regs[0] = r.callAddress(), uint64(nr), uint64(arg)
+func (r *registers) setCall(nr uintptr, args ...uintptr) {
+	r.Pc, r.Regs[8] = r.callAddress(), uint64(nr)
+	for i, a := range args {
+		r.Regs[i] = uint64(a)
+	}
 }
+
+// at is where the next instruction is, stack where the stack ends.
+func (r *registers) at() uintptr    { return uintptr(r.Pc) }
+func (r *registers) stack() uintptr { return uintptr(r.Sp) }
 
 func (r *registers) setResult(v int64) { r.Regs[0] = uint64(v) }
 func (r *registers) result() int64     { return int64(r.Regs[0]) }

@@ -6,9 +6,10 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/sys"
 )
 
 // With whose rights the tree and this machine's files are looked at: with the calling thread's. It may
@@ -86,22 +87,10 @@ func mayAct(tid int) unix.Errno {
 
 // become gives the calling thread, which is locked, the ids that files are decided by.
 func become(id identity) bool {
-	var groups []uint32
+	groups := []uint32{}
 	for _, g := range strings.Fields(id.groups) {
 		n, _ := strconv.ParseUint(g, 10, 32)
 		groups = append(groups, uint32(n))
 	}
-	var first *uint32
-	if len(groups) > 0 {
-		first = &groups[0]
-	}
-	_, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(first)), 0)
-	return e == 0 && setFS(unix.SYS_SETFSGID, id.gid) && setFS(unix.SYS_SETFSUID, id.uid)
-}
-
-// setFS is setfsuid(2) or setfsgid(2), which say nothing of a failure.
-func setFS(call uintptr, id int) bool {
-	unix.RawSyscall(call, uintptr(id), 0, 0)
-	now, _, _ := unix.RawSyscall(call, ^uintptr(0), 0, 0) // no id: changes nothing
-	return int(now) == id
+	return sys.SetFileIDs(id.uid, id.gid, groups)
 }

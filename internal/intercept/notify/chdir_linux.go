@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -91,19 +92,16 @@ func (s *Supervisor) cwd(tid int) (dir string, inside bool, err error) {
 		}
 	}
 	link := "/proc/" + strconv.Itoa(tid) + "/cwd"
-	if dir, err = os.Readlink(link); err != nil {
-		return "", false, err
+	dir, _, inside, errno := s.knownAt(link, 0)
+	if errno != 0 {
+		return "", false, errno
 	}
-	dir = strings.TrimSuffix(dir, " (deleted)")
-	var st unix.Stat_t
-	name, err := unix.BytePtrFromString(link)
-	if err != nil {
-		return "", false, err
+	if dir == "" {
+		if dir, err = os.Readlink(link); err != nil {
+			return "", false, err
+		}
+		dir = strings.TrimSuffix(dir, " (deleted)")
 	}
-	if _, _, e := unix.Syscall6(sysNewfstatat, 0, uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&st)), unix.AT_STATX_DONT_SYNC, 0, 0); e != 0 {
-		return "", false, e
-	}
-	inside = uint64(st.Dev) == s.cwds.dev
 	if _, moves := s.cwds.moving[p]; known && !moves {
 		if len(s.cwds.byProcess) >= maxCwds {
 			clear(s.cwds.byProcess)
@@ -162,20 +160,12 @@ func (s *Supervisor) chdir(t *task) {
 func (s *Supervisor) enter(t *task, dir int) {
 	runtime.LockOSThread() // ptrace belongs to the thread
 	defer runtime.UnlockOSThread()
-	if err := unix.PtraceSeize(t.tid); err != nil {
-		if !s.l.Valid(t.id) {
-			return // killed meanwhile, which EPERM says, too
-		}
-		if !errors.Is(err, unix.ESRCH) {
-			err = fault.With(fmt.Errorf("lead it to a directory of the target's: %w", err),
-				"without a debugger on it, and with sysctl kernel.yama.ptrace_scope 0 or 1 (or --files mount)")
-		}
-		s.trouble(t, unix.EPERM, err)
+	l := s.seize(t, "a directory")
+	if l == nil {
 		return
 	}
-	l := lead{tid: t.tid, after: t.ip}
 	defer l.release()
-	fd, err := s.l.AddFD(t.id, dir)
+	fd, err := s.l.AddFD(t.id, dir, true)
 	if err != nil {
 		if e, ok := err.(unix.Errno); ok {
 			s.l.Answer(t.id, 0, e)
@@ -195,9 +185,27 @@ func (s *Supervisor) enter(t *task, dir int) {
 	}
 }
 
+// seize begins to lead the thread whose call waits. nil: the call has been answered.
+func (s *Supervisor) seize(t *task, to string) *lead {
+	err := unix.PtraceSeize(t.tid)
+	if err == nil {
+		return &lead{tid: t.tid, after: t.ip}
+	}
+	if !s.l.Valid(t.id) {
+		return nil // killed meanwhile, which EPERM says, too
+	}
+	if !errors.Is(err, unix.ESRCH) {
+		err = fault.With(fmt.Errorf("lead it to %s of the target's: %w", to, err),
+			"without a debugger on it, and with sysctl kernel.yama.ptrace_scope 0 or 1 (or --files mount)")
+	}
+	s.trouble(t, unix.EPERM, err)
+	return nil
+}
+
 // lead is a thread that we trace.
 type lead struct {
 	tid     int
+	group   int    // 0: it stays who it is
 	after   uint64 // address behind the instruction that made its call
 	stopped bool
 	call    bool // stopped where a system call begins or ends
@@ -220,9 +228,23 @@ const syscallStop = unix.SIGTRAP | 0x80
 func (l *lead) wait() error {
 	for {
 		var ws unix.WaitStatus
-		_, err := unix.Wait4(l.tid, &ws, unix.WALL, nil)
+		options := unix.WALL
+		if l.group != 0 && l.group != l.tid {
+			options |= unix.WNOHANG // when it has executed its number is the group's, of which nobody wakes us
+		}
+		got, err := unix.Wait4(l.tid, &ws, options, nil)
 		if err == unix.EINTR {
 			continue
+		}
+		if options&unix.WNOHANG != 0 && (err == unix.ECHILD || err == nil && got == 0) {
+			if got, gerr := unix.Wait4(l.group, &ws, options, nil); gerr == nil && got == l.group {
+				l.tid, err = l.group, nil
+			} else if err == unix.ECHILD && gerr == unix.ECHILD {
+				return unix.ESRCH
+			} else {
+				time.Sleep(execTick)
+				continue
+			}
 		}
 		if err != nil {
 			return err
@@ -239,31 +261,38 @@ func (l *lead) wait() error {
 	}
 }
 
-// chdir leads the thread, stopped or about to stop, through fchdir(fd) and close(fd).
-func (l *lead) chdir(fd int) error {
+// halt waits for the thread, stopped or about to stop, and makes it ready to be led: all signals wait.
+func (l *lead) halt() (regs registers, mask uint64, err error) {
 	if err := l.wait(); err != nil {
-		return err
+		return regs, mask, err
 	}
 	if err := unix.PtraceSetOptions(l.tid, unix.PTRACE_O_TRACESYSGOOD); err != nil {
-		return err
+		return regs, mask, err
 	}
-	regs, err := getRegisters(l.tid)
-	if err != nil {
-		return err
+	if regs, err = getRegisters(l.tid); err != nil {
+		return regs, mask, err
 	}
 	regs.setAfter(l.after)
-	var mask, all uint64
-	all = ^uint64(0)
+	all := ^uint64(0)
 	if err := ptraceMask(unix.PTRACE_GETSIGMASK, l.tid, &mask); err != nil {
-		return err
+		return regs, mask, err
 	}
 	if err := ptraceMask(unix.PTRACE_SETSIGMASK, l.tid, &all); err != nil {
-		return err
+		return regs, mask, err
 	}
 	code := make([]byte, len(callInstruction))
 	if n, err := sys.ReadTask(l.tid, uint64(regs.callAddress()), code); err != nil || n != len(code) || string(code) != callInstruction {
 		err = errors.New("the call was made by no ordinary instruction")
-		return errors.Join(err, l.restore(regs, mask, unix.ENOSYS))
+		return regs, mask, errors.Join(err, l.restore(regs, mask, unix.ENOSYS))
+	}
+	return regs, mask, nil
+}
+
+// chdir leads the thread through fchdir(fd) and close(fd).
+func (l *lead) chdir(fd int) error {
+	regs, mask, err := l.halt()
+	if err != nil {
+		return err
 	}
 	errno := unix.EINTR
 	for errno == unix.EINTR || errno == restart {
@@ -288,9 +317,9 @@ func (l *lead) restore(regs registers, mask uint64, errno unix.Errno) error {
 }
 
 // do makes the stopped thread execute one system call, and returns its result.
-func (l *lead) do(regs registers, nr uintptr, arg uintptr) (int64, error) {
+func (l *lead) do(regs registers, nr uintptr, args ...uintptr) (int64, error) {
 	r := regs
-	r.setCall(nr, arg)
+	r.setCall(nr, args...)
 	if err := r.set(l.tid); err != nil {
 		return 0, err
 	}

@@ -8,6 +8,9 @@ import (
 type Options struct {
 	Uname bool // uname: where the program has no UTS namespace of its own
 	Paths bool // path calls: where the program has no mount namespace of its own
+	// Copies, with Paths: path calls with a directory's descriptor, too, and some on descriptors alone:
+	// where the tree is one of copies.
+	Copies bool
 }
 
 // Offsets in struct seccomp_data. Arguments are 64 bit, little endian on both our CPUs.
@@ -55,7 +58,7 @@ func Filter(o Options) []unix.SockFilter {
 			continue
 		}
 		body := c.test
-		if body == nil {
+		if body == nil || o.Copies && c.dirs {
 			body = []unix.SockFilter{trap}
 		}
 		f = append(f, jump(unix.BPF_JEQ, c.nr, 0, uint8(len(body))))
@@ -80,6 +83,16 @@ func ifPointer(i uint32) []unix.SockFilter {
 func ifNoDirectory(i uint32) []unix.SockFilter {
 	return []unix.SockFilter{
 		load(argLow(i)), jump(unix.BPF_JGE, 0x80000000, 0, 1),
+		trap,
+		allow,
+	}
+}
+
+// ifNamed traps a call on a path unless flags in argument i say that an empty one is the descriptor
+// itself.
+func ifNamed(i uint32) []unix.SockFilter {
+	return []unix.SockFilter{
+		load(argLow(i)), jump(unix.BPF_JSET, unix.AT_EMPTY_PATH, 1, 0),
 		trap,
 		allow,
 	}

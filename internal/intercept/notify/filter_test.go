@@ -94,11 +94,31 @@ func TestTheFilterTrapsWhatItMustAndNothingElse(t *testing.T) {
 		{"chdir", unix.SYS_CHDIR, [6]uint64{}, trapped},
 		{"fstat", unix.SYS_FSTAT, [6]uint64{3}, passes},
 		{"close", unix.SYS_CLOSE, [6]uint64{3}, passes},
-		{"execve", unix.SYS_EXECVE, [6]uint64{}, passes},
+		{"execve", unix.SYS_EXECVE, [6]uint64{}, trapped},
+		{"execveat of a name", unix.SYS_EXECVEAT, [6]uint64{5}, trapped},
+		{"execveat of a descriptor", unix.SYS_EXECVEAT, [6]uint64{5, 0, 0, 0, unix.AT_EMPTY_PATH}, passes},
 		{"uname", unix.SYS_UNAME, [6]uint64{}, passes},
 	} {
 		if got := run(t, paths, auditArch, c.nr, c.args); got != c.want {
 			t.Errorf("path calls: %s: %#x, want %#x", c.name, got, c.want)
+		}
+	}
+	copies := Filter(Options{Paths: true, Copies: true})
+	for _, c := range []struct {
+		name string
+		nr   uint32
+		want uint32
+	}{
+		{"openat below a descriptor", unix.SYS_OPENAT, trapped},
+		{"symlinkat below a descriptor", unix.SYS_SYMLINKAT, trapped},
+		{"fstat", unix.SYS_FSTAT, trapped},
+		{"fchmod", unix.SYS_FCHMOD, trapped},
+		{"getdents64", unix.SYS_GETDENTS64, passes},
+		{"read", unix.SYS_READ, passes},
+		{"close", unix.SYS_CLOSE, passes},
+	} {
+		if got := run(t, copies, auditArch, c.nr, [6]uint64{5, 5}); got != c.want {
+			t.Errorf("copies: %s: %#x, want %#x", c.name, got, c.want)
 		}
 	}
 	if got := run(t, Filter(Options{Uname: true}), auditArch, unix.SYS_UNAME, [6]uint64{}); got != trapped {

@@ -38,9 +38,10 @@ type Supervisor struct {
 	l sys.Listener
 	h intercept.Handler
 
-	tree intercept.Tree // nil: path calls are not trapped
-	cwds cwds
-	path [maxPath]byte // of the call at hand
+	tree   intercept.Tree   // nil: path calls are not trapped
+	copies intercept.Copies // tree, where it is one of copies
+	cwds   cwds
+	path   [maxPath]byte // of the call at hand
 
 	pids pidfds
 
@@ -56,6 +57,7 @@ type Supervisor struct {
 // for Options.Paths, else nil.
 func Start(l sys.Listener, h intercept.Handler, tree intercept.Tree) (*Supervisor, error) {
 	s := &Supervisor{l: l, h: h, tree: tree, receiver: make(chan int, 1), received: make(chan struct{})}
+	s.copies, _ = tree.(intercept.Copies)
 	if tree != nil {
 		if err := s.cwds.init(tree.Root()); err != nil {
 			unix.Close(int(l))
@@ -115,7 +117,7 @@ func (s *Supervisor) run() {
 			continue
 		}
 		// A task escapes to the heap when a hold keeps it; the common call does not.
-		c.handle(s, &task{id: n.ID, tid: int(n.PID), nr: n.Data.NR, name: c.name, ip: n.Data.IP, args: n.Data.Args})
+		c.handle(s, &task{id: n.ID, tid: int(n.PID), nr: n.Data.NR, name: c.name, ip: n.Data.IP, args: n.Data.Args, dirs: c.dirs})
 	}
 }
 
@@ -127,6 +129,7 @@ type task struct {
 	name string
 	ip   uint64 // address behind the call's instruction
 	args [6]uint64
+	dirs bool // see call
 }
 
 // readTask fills b from the memory of the task at addr.

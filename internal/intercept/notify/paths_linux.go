@@ -21,7 +21,7 @@ import (
 //
 // What is known to differ from a mount namespace: links of this machine's that lead to a path of
 // the tree's are followed on this machine; an absolute path given along with a directory's
-// descriptor is this machine's; execve and the mount calls go to this machine; a thread that gave
+// descriptor is this machine's; the mount calls go to this machine; execve as exec_linux.go says; a thread that gave
 // itself a working directory of its own (unshare(CLONE_FS)) is taken to share its process's; stat of
 // what the kernel has cached does not ask whether a thread that was root may search the way there; a
 // signal whose handler lacks SA_RESTART makes a call fail with EINTR when it comes in the
@@ -70,6 +70,7 @@ func pathCalls() []call {
 	rows = append(rows, oldPathCalls()...)
 	for i := range rows {
 		rows[i].when = paths
+		rows[i].dirs = rows[i].test != nil
 	}
 	return rows
 }
@@ -143,6 +144,10 @@ func (s *Supervisor) whose(t *task, i int) (name string, other, ok bool) {
 		s.l.Continue(t.id)
 		return "", false, false
 	}
+	dirfd := unix.AT_FDCWD
+	if t.dirs {
+		dirfd = t.fd(i - 1)
+	}
 	if p[0] == '/' {
 		if clean(p) {
 			if !s.tree.Other(unsafe.String(&p[0], len(p))) {
@@ -153,9 +158,15 @@ func (s *Supervisor) whose(t *task, i int) (name string, other, ok bool) {
 		name = string(p)
 		return name, s.otherUnclean(name), true
 	}
-	dir, inside, err := s.cwd(t.tid)
+	var dir string
+	var inside bool
+	if dirfd < 0 {
+		dir, inside, err = s.cwd(t.tid)
+	} else {
+		dir, inside, err = s.directory(t.tid, dirfd)
+	}
 	if err != nil {
-		s.l.Continue(t.id) // it died, or hides from us (not dumpable)
+		s.l.Continue(t.id) // it died, or hides from us (not dumpable), or EBADF
 		return "", false, false
 	}
 	if dir == "/" {
@@ -222,6 +233,19 @@ type result struct {
 	fd      int // the result is a copy of this descriptor of ours; 0 is none
 	cloexec bool
 	enter   int // the working directory becomes this descriptor of ours; 0 is none
+	execute *execution
+}
+
+// close gives back the descriptors of a result that nobody takes.
+func (r *result) close() {
+	for _, fd := range []int{r.fd, r.enter} {
+		if fd != 0 {
+			unix.Close(fd)
+		}
+	}
+	if r.execute != nil {
+		unix.Close(r.execute.fd)
+	}
 }
 
 func fails(e unix.Errno) result { return result{errno: e} }
@@ -238,6 +262,9 @@ func (s *Supervisor) finishPath(t *task, r result) {
 	case r.enter != 0:
 		s.enter(t, r.enter)
 		unix.Close(r.enter)
+	case r.execute != nil:
+		s.execute(t, r.execute)
+		unix.Close(r.execute.fd)
 	default:
 		if len(r.memory) > 0 && r.errno == 0 {
 			if !s.l.Valid(t.id) {

@@ -13,6 +13,8 @@ type call struct {
 	test []unix.SockFilter
 	// when says whether the row is in the filter; nil means always.
 	when func(Options) bool
+	// dirs: the argument before a path is a directory's descriptor, or AT_FDCWD.
+	dirs bool
 	// handle answers the call on the receiver. It must not block.
 	handle func(*Supervisor, *task)
 }
@@ -38,7 +40,7 @@ var calls = append([]call{
 	{name: "recvmsg", nr: unix.SYS_RECVMSG, handle: (*Supervisor).recvmsg},
 	{name: "recvmmsg", nr: unix.SYS_RECVMMSG, handle: (*Supervisor).recvmmsg},
 	{name: "uname", nr: unix.SYS_UNAME, when: func(o Options) bool { return o.Uname }, handle: (*Supervisor).uname},
-}, pathCalls()...)
+}, append(append(pathCalls(), execCalls()...), copyCalls()...)...)
 
 // byNumber finds a row; the filter lets no other number come.
 var byNumber = func() map[int32]*call {

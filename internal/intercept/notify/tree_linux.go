@@ -24,16 +24,27 @@ type place struct {
 	fd   int // O_PATH
 	name string
 	here bool // this machine's: fd is of its own file system, and name may end in a magic link
+
+	links []string // of the tree's, which were followed
 }
 
 func (p place) close() { unix.Close(p.fd) }
 
-// look opens a name in the tree with O_PATH. The kernel's own walk, links and "..", with the tree's
-// root as "/".
-func look(tree intercept.Tree, name string, follow bool, resolve uint64) (int, unix.Errno) {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | resolve}
+// look opens a name in the tree with O_PATH.
+func look(tree intercept.Tree, name string, follow bool) (int, unix.Errno) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC}
 	if !follow {
 		how.Flags |= unix.O_NOFOLLOW
+	}
+	return below(tree, name, how)
+}
+
+// below opens a name in the tree: the kernel's own walk, "..", with the tree's root as "/". It follows
+// no link (ELOOP).
+func below(tree intercept.Tree, name string, how unix.OpenHow) (int, unix.Errno) {
+	how.Resolve |= unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS
+	if c, ok := tree.(intercept.Copies); ok {
+		return c.Open(name, how.Flags, how.Mode, how.Resolve)
 	}
 	return open(tree.Root(), name, &how)
 }
@@ -62,7 +73,11 @@ const resolveCached = 0x20
 
 // quick looks a name up in the kernel's caches alone. EAGAIN: that is not enough.
 func quick(tree intercept.Tree, name string, follow bool) (int, unix.Errno) {
-	fd, errno := look(tree, name, follow, resolveCached|unix.RESOLVE_NO_SYMLINKS)
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolveCached}
+	if !follow {
+		how.Flags |= unix.O_NOFOLLOW
+	}
+	fd, errno := below(tree, name, how)
 	if errno == unix.ELOOP || errno == unix.EINVAL { // EINVAL: before Linux 5.12
 		errno = unix.EAGAIN
 	}
@@ -73,12 +88,29 @@ func quick(tree intercept.Tree, name string, follow bool) (int, unix.Errno) {
 // only the last part is missing, at the end of whatever links: open(2) may make it there.
 func walk(tree intercept.Tree, tid int, name string, follow bool) (place, unix.Errno) {
 	if real := path.Clean(name); tree.Other(real) {
-		fd, errno := look(tree, name, follow, unix.RESOLVE_NO_SYMLINKS)
+		fd, errno := look(tree, name, follow)
 		if errno != unix.ELOOP {
 			return place{fd: fd, name: real}, errno
 		}
 	}
-	return trace(tree, tid, name, follow)
+	p, errno := trace(tree, tid, name, follow)
+	if errno == unix.ENOENT && doubt(tree, p.links) {
+		return trace(tree, tid, name, follow)
+	}
+	return p, errno
+}
+
+// doubt says whether it may lead elsewhere to follow links once more: copies of links are believed for
+// a while, and what one led to may be gone since (the kubelet's ..data).
+func doubt(tree intercept.Tree, links []string) bool {
+	c, ok := tree.(intercept.Copies)
+	if !ok {
+		return false
+	}
+	for _, l := range links {
+		c.Doubt(l)
+	}
+	return len(links) > 0
 }
 
 // maxLinks is how many links the kernel follows on the way to a file.
@@ -89,6 +121,7 @@ const maxLinks = 40
 // through the tree this machine's files would be as the tree shows them, a second old, and
 // /proc/self would be us.
 func trace(tree intercept.Tree, tid int, name string, follow bool) (place, unix.Errno) {
+	var followed []string
 	links, checked := 0, false
 	for dir, rest := "/", name; ; {
 		part, after, slash := strings.Cut(strings.TrimLeft(rest, "/"), "/")
@@ -98,10 +131,10 @@ func trace(tree intercept.Tree, tid int, name string, follow bool) (place, unix.
 			dir, rest = p, after
 			continue
 		}
-		at := place{name: p, here: !tree.Other(p)}
+		at := place{name: p, here: !tree.Other(p), links: followed}
 		var errno unix.Errno
 		if !at.here {
-			at.fd, errno = look(tree, p, false, unix.RESOLVE_NO_SYMLINKS)
+			at.fd, errno = look(tree, p, false)
 		} else {
 			if !checked {
 				if errno := mayAct(tid); errno != 0 {
@@ -122,10 +155,10 @@ func trace(tree intercept.Tree, tid int, name string, follow bool) (place, unix.
 			at.fd, errno = open(unix.AT_FDCWD, at.name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC})
 		}
 		if errno == unix.ENOENT && last && !slash {
-			return place{fd: -1, name: at.name, here: at.here}, errno
+			return place{fd: -1, name: at.name, here: at.here, links: followed}, errno
 		}
 		if errno != 0 {
-			return place{}, errno
+			return place{links: followed}, errno
 		}
 		var st unix.Stat_t
 		if err := unix.Fstat(at.fd, &st); err != nil {
@@ -137,6 +170,9 @@ func trace(tree intercept.Tree, tid int, name string, follow bool) (place, unix.
 			if links++; links > maxLinks {
 				at.close()
 				return place{}, unix.ELOOP
+			}
+			if !at.here {
+				followed = append(followed, at.name)
 			}
 			if at.here && magic(at.name) {
 				at.close()
@@ -214,11 +250,7 @@ func (s *Supervisor) laterAs(t *task, real bool, f func() result) {
 			select {
 			case done <- r:
 			case <-dropped:
-				for _, fd := range []int{r.fd, r.enter} {
-					if fd != 0 {
-						unix.Close(fd)
-					}
-				}
+				r.close()
 			}
 		}()
 		select {
@@ -291,11 +323,17 @@ func statOf(fd, flags int) result {
 
 // stat is the stat family: the path's and the buffer's argument, and flags as of newfstatat(2).
 func (s *Supervisor) stat(t *task, path, buf, flags int) {
-	s.attributes(t, path, flags, func(fd, sync int) result {
-		r := statOf(fd, sync)
-		r.addr = t.args[buf]
-		return r
-	})
+	s.attributes(t, path, flags, func(fd, sync int) result { return s.statOf(t, fd, buf, sync) })
+}
+
+// statOf is what is shown of fd, for the buffer in an argument.
+func (s *Supervisor) statOf(t *task, fd, buf, sync int) result {
+	r := statOf(fd, sync)
+	if r.errno == 0 {
+		s.shown((*unix.Stat_t)(unsafe.Pointer(&r.memory[0])))
+	}
+	r.addr = t.args[buf]
+	return r
 }
 
 func (s *Supervisor) statx(t *task) {
@@ -303,6 +341,9 @@ func (s *Supervisor) statx(t *task) {
 	s.attributes(t, 1, int(int32(t.args[2])), func(fd, sync int) result {
 		b := make([]byte, unsafe.Sizeof(unix.Statx_t{}))
 		_, _, e := unix.Syscall6(unix.SYS_STATX, uintptr(fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(unix.AT_EMPTY_PATH|sync), uintptr(mask), uintptr(unsafe.Pointer(&b[0])), 0)
+		if e == 0 {
+			s.shownX((*unix.Statx_t)(unsafe.Pointer(&b[0])))
+		}
 		return result{errno: e, memory: b, addr: t.args[4]}
 	})
 }
@@ -310,6 +351,10 @@ func (s *Supervisor) statx(t *task) {
 // attributes answers at once what the kernel has cached: a name's attributes come with the name and
 // are believed as long.
 func (s *Supervisor) attributes(t *task, path, flags int, get func(fd, sync int) result) {
+	if s.onDescriptor(t, path) {
+		s.statDescriptor(t, t.fd(path-1), func(fd int) result { return get(fd, unix.AT_STATX_DONT_SYNC) })
+		return
+	}
 	name, ok := s.find(t, path)
 	if !ok {
 		return
@@ -357,6 +402,9 @@ func (s *Supervisor) access(t *task, path, mode, flags int) {
 }
 
 func (s *Supervisor) readlink(t *task, path, buf, size int) {
+	if s.magicLink(t, path, buf, size) {
+		return
+	}
 	name, ok := s.find(t, path)
 	if !ok {
 		return
@@ -464,13 +512,10 @@ func (s *Supervisor) open(t *task, arg int, how unix.OpenHow) {
 // openAt opens name as the program asked for. The descriptor is never 0.
 func openAt(tree intercept.Tree, tid int, name string, how unix.OpenHow) (int, unix.Errno) {
 	ours := how
-	ours.Resolve |= unix.RESOLVE_IN_ROOT
 	// Not O_PATH, which ADDFD refuses (EBADF): the program gets a descriptor that can be read, too,
 	// and none for a link itself (ELOOP).
 	ours.Flags = ours.Flags&^unix.O_PATH | unix.O_CLOEXEC | largeFile |
 		unix.O_NOCTTY | unix.O_NONBLOCK // a pipe without a writer would hold us up
-	plain := ours
-	plain.Resolve |= unix.RESOLVE_NO_SYMLINKS
 	give := func(fd int, errno unix.Errno) (int, unix.Errno) {
 		if errno == 0 && how.Flags&unix.O_NONBLOCK == 0 {
 			if fl, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err == nil {
@@ -481,7 +526,7 @@ func openAt(tree intercept.Tree, tid int, name string, how unix.OpenHow) (int, u
 	}
 	real := path.Clean(name)
 	if tree.Other(real) {
-		fd, errno := open(tree.Root(), name, &plain)
+		fd, errno := below(tree, name, ours)
 		if errno != unix.ELOOP || how.Resolve&unix.RESOLVE_NO_SYMLINKS != 0 {
 			return give(fd, errno)
 		}
@@ -505,7 +550,16 @@ func openAt(tree intercept.Tree, tid int, name string, how unix.OpenHow) (int, u
 		return -1, errno
 	}
 	if !p.here {
-		return give(open(tree.Root(), p.name, &plain))
+		fd, errno := below(tree, p.name, ours)
+		if errno == unix.ENOENT && doubt(tree, p.links) {
+			if p, errno := walk(tree, tid, name, follow); errno == 0 {
+				defer p.close()
+				if !p.here {
+					return give(below(tree, p.name, ours))
+				}
+			}
+		}
+		return give(fd, errno)
 	}
 	dir, errno := open(unix.AT_FDCWD, path.Dir(p.name), &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC})
 	if errno != 0 {
@@ -536,6 +590,9 @@ func (s *Supervisor) mkdir(t *task, path, mode int) {
 	if name, ok := s.find(t, path); ok {
 		m, tid := t.args[mode], t.tid
 		s.in(t, name, func(dir place, base string) unix.Errno {
+			if readOnly(s.tree, dir) {
+				return refuseMaking(s.tree, dir, base, true)
+			}
 			if dir.here {
 				var errno unix.Errno
 				if m, errno = masked(tid, m); errno != 0 {
@@ -551,6 +608,9 @@ func (s *Supervisor) mknod(t *task, path, mode, dev int) {
 	if name, ok := s.find(t, path); ok {
 		m, d, tid := t.args[mode], int(t.args[dev]), t.tid
 		s.in(t, name, func(dir place, base string) unix.Errno {
+			if readOnly(s.tree, dir) {
+				return refuseMaking(s.tree, dir, base, false)
+			}
 			if dir.here {
 				var errno unix.Errno
 				if m, errno = masked(tid, m); errno != 0 {
@@ -564,7 +624,12 @@ func (s *Supervisor) mknod(t *task, path, mode, dev int) {
 
 func (s *Supervisor) unlink(t *task, path, flags int) {
 	if name, ok := s.find(t, path); ok {
-		s.in(t, name, func(dir place, base string) unix.Errno { return errnoOf(unix.Unlinkat(dir.fd, base, flags)) })
+		s.in(t, name, func(dir place, base string) unix.Errno {
+			if readOnly(s.tree, dir) {
+				return refuseRemoving(s.tree, dir, base, flags)
+			}
+			return errnoOf(unix.Unlinkat(dir.fd, base, flags))
+		})
 	}
 }
 
@@ -579,23 +644,34 @@ func (s *Supervisor) symlink(t *task, target, path int) {
 		return
 	}
 	to := string(p)
-	s.in(t, name, func(dir place, base string) unix.Errno { return errnoOf(unix.Symlinkat(to, dir.fd, base)) })
+	s.in(t, name, func(dir place, base string) unix.Errno {
+		if readOnly(s.tree, dir) {
+			return refuseMaking(s.tree, dir, base, false)
+		}
+		return errnoOf(unix.Symlinkat(to, dir.fd, base))
+	})
 }
 
 func (s *Supervisor) rename(t *task, from, to int, flags uint) {
-	s.two(t, from, to, func(d1 int, b1 string, d2 int, b2 string) unix.Errno {
-		return errnoOf(unix.Renameat2(d1, b1, d2, b2, flags))
+	s.two(t, from, to, func(d1 place, b1 string, d2 place, b2 string) unix.Errno {
+		if readOnly(s.tree, d1) {
+			return refuseMoving(s.tree, d1, b1, d2, b2, flags)
+		}
+		return errnoOf(unix.Renameat2(d1.fd, b1, d2.fd, b2, flags))
 	})
 }
 
 func (s *Supervisor) link(t *task, from, to int) {
-	s.two(t, from, to, func(d1 int, b1 string, d2 int, b2 string) unix.Errno {
-		return errnoOf(unix.Linkat(d1, b1, d2, b2, 0))
+	s.two(t, from, to, func(d1 place, b1 string, d2 place, b2 string) unix.Errno {
+		if readOnly(s.tree, d1) {
+			return refuseLinking(s.tree, d1, b1, d2, b2)
+		}
+		return errnoOf(unix.Linkat(d1.fd, b1, d2.fd, b2, 0))
 	})
 }
 
 // two runs f on the directories of two names.
-func (s *Supervisor) two(t *task, i, j int, f func(d1 int, b1 string, d2 int, b2 string) unix.Errno) {
+func (s *Supervisor) two(t *task, i, j int, f func(d1 place, b1 string, d2 place, b2 string) unix.Errno) {
 	a, b, ok := s.both(t, i, j)
 	if !ok {
 		return
@@ -612,12 +688,19 @@ func (s *Supervisor) two(t *task, i, j int, f func(d1 int, b1 string, d2 int, b2
 			return fails(errno)
 		}
 		defer q.close()
-		return fails(f(p.fd, pb, q.fd, qb))
+		if p.here != q.here && s.copies != nil { // which may be on one file system
+			return fails(unix.EXDEV)
+		}
+		return fails(f(p, pb, q, qb))
 	})
 }
 
 // change refuses to change what is the tree's; what is not there is not there.
 func (s *Supervisor) change(t *task, path int, follow bool) {
+	if s.onDescriptor(t, path) {
+		s.l.Answer(t.id, 0, unix.EROFS)
+		return
+	}
 	if name, ok := s.find(t, path); ok {
 		s.at(t, name, follow, func(place) result { return fails(unix.EROFS) })
 	}

@@ -199,6 +199,7 @@ for to in (P, None):
     time.sleep(0.03)  # a number comes again only after all the others
 
 # The process is stopped and goes on while it changes its directory.
+sys.stdout.flush()
 pid = os.fork()
 if pid == 0:
     while True:

@@ -126,6 +126,7 @@ func furnish(args []string) error {
 		os.Symlink("big.bin", dir+"/link"),
 		os.WriteFile(dir+"/private", []byte("for its owner alone"), 0o600),
 		os.Chown(dir+"/private", 65532, 65532),
+		os.WriteFile(dir+"/roots", []byte("for root alone"), 0o600),
 	}
 	for i := range 500 {
 		errs = append(errs, os.WriteFile(fmt.Sprintf("%s/many/entry-%04d", dir, i), nil, 0o644))

@@ -1,7 +1,8 @@
 // Confine UID[,CALL...] PROGRAM ARGS runs a program as another user on a machine that forbids
 // something: "userns", user namespaces, as Docker's default profile and Ubuntu's AppArmor rule have
 // it; "seccomp", seccomp(2) as an old kernel knows it; "ptrace", looking into other processes, as
-// Yama has it. setuid programs still work.
+// Yama has it; "admin", CAP_SYS_ADMIN, as root of a container lacks it; "fuse", /dev/fuse, which is not
+// there. setuid programs still work.
 package main
 
 import (
@@ -61,6 +62,14 @@ func run(args []string) error {
 			filter = append(filter, equal(unix.SYS_SECCOMP, 0, 1), errno(unix.EINVAL))
 		case "ptrace":
 			filter = append(filter, equal(unix.SYS_PIDFD_GETFD, 0, 1), errno(unix.EPERM))
+		case "admin":
+			if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_ADMIN, 0, 0, 0); err != nil {
+				return fmt.Errorf("drop CAP_SYS_ADMIN: %w", err)
+			}
+		case "fuse":
+			if err := hideFUSE(); err != nil {
+				return fmt.Errorf("hide /dev/fuse: %w", err)
+			}
 		default:
 			return fmt.Errorf("%q: nothing that can be forbidden", w)
 		}
@@ -81,4 +90,46 @@ func run(args []string) error {
 		return err
 	}
 	return syscall.Exec(program, args[1:], os.Environ())
+}
+
+// hideFUSE gives us a /dev without fuse: another one in memory, with all else bound into it.
+func hideFUSE() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	const at = "/mnt"
+	if err := unix.Mount("dev", at, "tmpfs", 0, "mode=755"); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir("/dev")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		from, to := "/dev/"+e.Name(), at+"/"+e.Name()
+		switch {
+		case e.Name() == "fuse":
+			continue
+		case e.Type()&os.ModeSymlink != 0:
+			target, lerr := os.Readlink(from)
+			if err = lerr; err == nil {
+				err = os.Symlink(target, to)
+			}
+		case e.IsDir():
+			if err = os.Mkdir(to, 0o755); err == nil {
+				err = unix.Mount(from, to, "", unix.MS_BIND|unix.MS_REC, "")
+			}
+		default:
+			if err = os.WriteFile(to, nil, 0o600); err == nil {
+				err = unix.Mount(from, to, "", unix.MS_BIND, "")
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", from, err)
+		}
+	}
+	return unix.Mount(at, "/dev", "", unix.MS_MOVE, "")
 }

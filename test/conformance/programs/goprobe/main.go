@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -34,9 +35,27 @@ func main() {
 		look()
 	case "serve":
 		serve(os.Args[2], os.Args[3])
+	case "exec":
+		execute(os.Args[2:])
 	case "blackhole":
 		blackhole(os.Args[2])
 	}
+}
+
+// execute runs programs from many goroutines.
+func execute(names []string) {
+	var all sync.WaitGroup
+	said := make([]string, 4*len(names))
+	for i := range said {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			b, err := exec.Command(names[i%len(names)], "by", "Go").CombinedOutput()
+			said[i] = fmt.Sprintf("%q %v", b, err)
+		}()
+	}
+	all.Wait()
+	fmt.Println(strings.Join(said, "\n"))
 }
 
 func errnoOf(err error) string {
