@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stead-dev/stead/test/internal/bed"
+	"github.com/stead-dev/stead/test/internal/corpus"
 )
 
 var (
@@ -41,56 +43,24 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// buildPrograms compiles the corpus. A compiler that is missing is a failure: make setup installs
-// them all.
+// buildPrograms compiles the corpus, and what only this suite runs.
 func buildPrograms() error {
-	src := filepath.Join(bed.Root(), "test/conformance/programs")
-	if err := os.MkdirAll(programs, 0o755); err != nil {
+	if err := corpus.Build(programs); err != nil {
 		return err
 	}
-	for _, c := range []struct {
-		cgo  string
-		argv []string
-	}{
-		{"0", []string{"go", "build", "-o", programs + "/goprobe", "./test/conformance/programs/goprobe"}},
-		{"1", []string{"go", "build", "-o", programs + "/cgoprobe", "./test/conformance/programs/cgoprobe"}},
-		{"0", []string{"go", "build", "-o", programs + "/confine", "./test/internal/confine"}},
-		{"0", []string{"musl-gcc", "-static", "-O1", "-o", programs + "/cprobe", src + "/probe.c"}},
-		{"0", []string{"musl-gcc", "-static", "-O1", "-o", programs + "/told", src + "/told.c"}},
-		{"0", []string{"javac", "-d", programs, src + "/Probe.java"}},
+	src := filepath.Join(bed.Root(), "test/conformance/programs")
+	for _, argv := range [][]string{
+		{"go", "build", "-o", programs + "/confine", "./test/internal/confine"},
+		{"musl-gcc", "-static", "-O1", "-o", programs + "/told", src + "/told.c"},
+		{"cp", "-p", src + "/odd.py", src + "/doors.py", src + "/exec.py", programs},
 	} {
-		cmd := exec.Command(c.argv[0], c.argv[1:]...)
+		cmd := exec.Command(argv[0], argv[1:]...)
 		cmd.Dir = bed.Root()
-		cmd.Env = append(os.Environ(), "CGO_ENABLED="+c.cgo)
 		if b, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %v\n%s", strings.Join(c.argv, " "), err, b)
-		}
-	}
-	for _, f := range []string{"probe.py", "probe.js", "probe.sh", "odd.py", "doors.py", "exec.py"} {
-		b, err := os.ReadFile(filepath.Join(src, f))
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(programs, f), b, 0o755); err != nil {
-			return err
+			return fmt.Errorf("%s: %v\n%s", strings.Join(argv, " "), err, b)
 		}
 	}
 	return nil
-}
-
-// corpus is the table of programs: how each looks around, and how it serves ("" for those that do
-// not). serve is followed by a port and how many requests.
-func corpus() []struct{ name, look, serve string } {
-	p := programs
-	return []struct{ name, look, serve string }{
-		{"python3", "python3 " + p + "/probe.py look", "python3 " + p + "/probe.py serve"},
-		{"node", "node " + p + "/probe.js look", "node " + p + "/probe.js serve"},
-		{"java", "java -cp " + p + " Probe look", "java -cp " + p + " Probe serve"},
-		{"static Go", p + "/goprobe look", p + "/goprobe serve"},
-		{"cgo Go", p + "/cgoprobe", ""},
-		{"static musl C", p + "/cprobe look", p + "/cprobe serve"},
-		{"bash with children and curl", "bash " + p + "/probe.sh", ""},
-	}
 }
 
 // doors are the ways by which files are shown: each test on files runs through every one.
@@ -98,16 +68,15 @@ var doors = []string{"mount", "trap", "copy"}
 
 func TestProgramsSeeWhatTheySeeInThePod(t *testing.T) {
 	b := bed.Up(t, stead, "conformance-look")
-	for _, c := range corpus() {
-		argv := strings.Fields(c.look)
-		native := b.Native(argv...)
+	for _, c := range corpus.Programs(programs) {
+		native := b.Native(c.Look...)
 		if native.Code != 0 || len(strings.Split(native.Stdout, "\n")) < 5 {
-			t.Fatalf("%s natively in the pod: exit code %d\n%s%s", c.name, native.Code, native.Stdout, native.Stderr)
+			t.Fatalf("%s natively in the pod: exit code %d\n%s%s", c.Name, native.Code, native.Stdout, native.Stderr)
 		}
 		for _, door := range doors {
 			for _, again := range []string{"", " again"} {
-				t.Run(c.name+" by "+door+again, func(t *testing.T) {
-					under := b.Exec([]string{"--files", door, "--no-incoming"}, argv...)
+				t.Run(c.Name+" by "+door+again, func(t *testing.T) {
+					under := b.Exec([]string{"--files", door, "--no-incoming"}, c.Look...)
 					if diff := cmp.Diff(native.Stdout, under.Stdout); diff != "" || under.Code != native.Code {
 						t.Errorf("exit code %d, stderr %s\n- pod + stead:\n%s", under.Code, under.Stderr, diff)
 					}
@@ -122,21 +91,18 @@ func TestProgramsSeeWhatTheySeeInThePod(t *testing.T) {
 
 func TestStolenAndMirroredRequestsReachProgramsWithTheirRealClient(t *testing.T) {
 	b := bed.Up(t, stead, "conformance-serve")
-	for _, c := range corpus() {
-		if c.serve == "" {
-			continue
-		}
+	for _, c := range corpus.Programs(programs) {
 		for _, mode := range []string{"--steal", "--mirror"} {
-			t.Run(c.name+" "+mode, func(t *testing.T) { serve(t, b, c.serve, mode) })
+			t.Run(c.Name+" "+mode, func(t *testing.T) { serve(t, b, c.Serve, mode) })
 		}
 	}
 }
 
 var bodyFrom = regexp.MustCompile(`^(\w+) program: (GET /\S+) from (\S+)`)
 
-func serve(t *testing.T, b *bed.Bed, program, mode string) {
+func serve(t *testing.T, b *bed.Bed, program []string, mode string) {
 	const count = 3
-	argv := append(strings.Fields(program), "8080", strconv.Itoa(count))
+	argv := append(slices.Clone(program), "8080", strconv.Itoa(count))
 	cmd := b.Command(append([]string{"exec", "--target", "playground/orders", mode, "--"}, argv...)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -153,7 +119,7 @@ func serve(t *testing.T, b *bed.Bed, program, mode string) {
 		t.Fatalf("first line %q, stderr %s", lines.Text(), errs.String())
 	}
 	urls := []string{"http://10.244.0.11:8080/one", "http://[fd00:244::11]:8080/two", "http://orders:8080/three"}
-	if strings.HasPrefix(program, "python3") { // listens on IPv4 alone
+	if program[0] == "python3" { // listens on IPv4 alone
 		urls[1], urls[2] = "http://10.244.0.11:8080/two", "http://10.244.0.11:8080/three"
 	}
 	for _, url := range urls {

@@ -43,7 +43,7 @@ func TestWithoutFUSETheFilesAreCopied(t *testing.T) {
 	for _, m := range machines {
 		t.Run(m.name, func(t *testing.T) {
 			b, confined, dir := shared(t, m.confine, "conformance-nofuse")
-			for _, look := range []string{"/usr/bin/env bash " + dir + "/probe.sh", dir + "/goprobe look", dir + "/cprobe look"} {
+			for _, look := range []string{"/usr/bin/env bash " + dir + "/probe.sh look", dir + "/goprobe look", dir + "/cprobe look"} {
 				argv := strings.Fields(look)
 				native := b.Native(argv...)
 				under := confined.Exec([]string{"--no-incoming"}, argv...)

@@ -41,7 +41,7 @@ func TestAnOrdinaryUserSeesTheSame(t *testing.T) {
 	dir := ordinary(t)
 	b := bed.UpAs(t, filepath.Join(dir, "stead"), "conformance-rootless", nobody)
 	for _, look := range []string{
-		"/usr/bin/env bash " + dir + "/probe.sh",
+		"/usr/bin/env bash " + dir + "/probe.sh look",
 		dir + "/goprobe look",
 		dir + "/cprobe look",
 	} {
@@ -55,7 +55,7 @@ func TestAnOrdinaryUserSeesTheSame(t *testing.T) {
 		}
 	}
 	for _, mode := range []string{"--steal", "--mirror"} {
-		t.Run(mode, func(t *testing.T) { serve(t, b, dir+"/goprobe serve", mode) })
+		t.Run(mode, func(t *testing.T) { serve(t, b, []string{dir + "/goprobe", "serve"}, mode) })
 	}
 }
 
@@ -67,6 +67,6 @@ func TestRootInAUserNamespaceSeesTheSame(t *testing.T) {
 		t.Errorf("exit codes %d and %d, stderr %s\n- pod + stead:\n%s", native.Code, under.Code, under.Stderr, diff)
 	}
 	for _, mode := range []string{"--steal", "--mirror"} {
-		t.Run(mode, func(t *testing.T) { serve(t, b, programs+"/goprobe serve", mode) })
+		t.Run(mode, func(t *testing.T) { serve(t, b, []string{programs + "/goprobe", "serve"}, mode) })
 	}
 }

@@ -6,11 +6,15 @@ import (
 	"bufio"
 	"bytes"
 	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/stead-dev/stead/test/internal/corpus"
 )
 
 const interrupt = syscall.SIGINT
@@ -138,6 +142,41 @@ func TestRequestsThroughTheServiceAreMirrored(t *testing.T) {
 	}
 	if code := s.end(); code != 0 {
 		t.Errorf("exit code %d: %s", code, s.stderr())
+	}
+}
+
+// Every program of the corpus serves what other pods send to the Service of both replicas.
+func TestRealProgramsServeTheRequestsOfTheService(t *testing.T) {
+	client := kubectl("get", "pod", "client", "-o", "jsonpath={.status.podIP}").stdout
+	for _, c := range corpus.Programs(programs()) {
+		for _, mode := range []string{"steal", "mirror"} {
+			t.Run(c.Name+" "+mode, func(t *testing.T) {
+				const count = 6
+				// Many, as a mirror is shown the kubelet's probes, too.
+				s := begin(t, "deployment/orders", []string{"--" + mode}, append(slices.Clone(c.Serve), "8080", "1000000")...)
+				s.expect("listening 8080")
+				r := call("http://orders/"+mode, strconv.Itoa(count))
+				by := "pod orders-"
+				if mode == "steal" {
+					by = " program: GET /steal from " + client
+				}
+				if n := strings.Count(r.stdout, by); n != count {
+					t.Errorf("%d of %d answers have %q: %s%s", n, count, by, r.stdout, r.stderr)
+				}
+				for n := 0; n < count; {
+					if s.line() == "served GET /"+mode+" "+client {
+						n++
+					}
+				}
+				s.cmd.Process.Signal(syscall.SIGTERM)
+				if code := s.end(); code != 128+int(syscall.SIGTERM) {
+					t.Errorf("exit code %d: %s", code, s.stderr())
+				}
+			})
+		}
+	}
+	if r := call("http://orders/after", "10"); strings.Count(r.stdout, "pod orders-") != 10 {
+		t.Errorf("after the sessions: %s%s", r.stdout, r.stderr)
 	}
 }
 

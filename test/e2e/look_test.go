@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -13,33 +12,20 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/stead-dev/stead/test/internal/bed"
+	"github.com/stead-dev/stead/test/internal/corpus"
 )
 
 // programs is where the corpus is built: the same directory for the laptop and, by a hostPath, the
 // pod.
 func programs() string { return filepath.Join(work, "programs") }
 
-// buildPrograms compiles the corpus of test/conformance.
+// buildPrograms builds the corpus, and puts the app of the pods beside it.
 func buildPrograms() error {
-	p, src := programs(), filepath.Join(bed.Root(), "test/conformance/programs")
-	if err := os.MkdirAll(p, 0o755); err != nil {
+	if err := corpus.Build(programs()); err != nil {
 		return err
 	}
-	for _, c := range []struct{ cgo, argv string }{
-		{"0", "go build -o " + p + "/goprobe ./test/conformance/programs/goprobe"},
-		{"1", "go build -o " + p + "/cgoprobe ./test/conformance/programs/cgoprobe"},
-		{"0", "musl-gcc -static -O1 -o " + p + "/cprobe " + src + "/probe.c"},
-		{"0", "javac -d " + p + " " + src + "/Probe.java"},
-		{"0", "cp " + src + "/probe.py " + src + "/probe.js " + src + "/probe.sh " + p},
-		{"0", "cp " + work + "/image/app " + p + "/app"},
-	} {
-		argv := strings.Fields(c.argv)
-		cmd := exec.Command(argv[0], argv[1:]...)
-		cmd.Dir, cmd.Env = bed.Root(), append(os.Environ(), "CGO_ENABLED="+c.cgo)
-		if b, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %v\n%s", c.argv, err, b)
-		}
+	if b, err := exec.Command("cp", work+"/image/app", programs()+"/app").CombinedOutput(); err != nil {
+		return fmt.Errorf("cp: %w\n%s", err, b)
 	}
 	return nil
 }
@@ -58,17 +44,9 @@ func same(t *testing.T, pod, container string, flags []string, argv ...string) {
 }
 
 func TestRealProgramsSeeWhatTheySeeInThePod(t *testing.T) {
-	pod, p := podOf(t, "orders"), programs()
-	for _, c := range []struct{ name, argv string }{
-		{"python3", "python3 " + p + "/probe.py look"},
-		{"node", "node " + p + "/probe.js look"},
-		{"java", "java -cp " + p + " Probe look"},
-		{"static Go", p + "/goprobe look"},
-		{"cgo Go", p + "/cgoprobe"},
-		{"static musl C", p + "/cprobe look"},
-		{"bash with children and curl", "bash " + p + "/probe.sh"},
-	} {
-		t.Run(c.name, func(t *testing.T) { same(t, pod, "orders", nil, strings.Fields(c.argv)...) })
+	pod := podOf(t, "orders")
+	for _, c := range corpus.Programs(programs()) {
+		t.Run(c.Name, func(t *testing.T) { same(t, pod, "orders", nil, c.Look...) })
 	}
 }
 

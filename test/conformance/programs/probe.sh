@@ -1,6 +1,12 @@
 #!/bin/bash
-# Prints what a program and its children see of their machine.
+# Prints what a program and its children see of their machine; run natively in a pod and under stead it
+# must print the same. `probe.sh look`, or `probe.sh serve PORT COUNT` by a child in the background.
 set -u
+if [ "$1" = serve ]; then
+	"$(dirname "$0")/goprobe" "$@" &
+	wait $!
+	exit
+fi
 echo "env $POD_NAME $DATABASE_URL $GREETING"
 echo "hostname $(hostname) $(uname -n)"
 echo "file $(cat /etc/orders/config.yaml | sha256sum) $(cat /var/run/secrets/orders/token)"
@@ -11,6 +17,8 @@ ls /etc/no/such 2>/dev/null; echo "none $?"
 getent hosts db.shop.svc.cluster.local
 getent ahostsv4 db | sort -u
 exec 3<>/dev/tcp/db/5432; echo ping >&3; read -r line <&3; echo "tcp $line"; exec 3>&-
+exec 3<>/dev/udp/db/5433; echo ping >&3; echo "udp $(timeout 10 dd bs=100 count=1 <&3 2>/dev/null)"; exec 3>&-
+curl -s file:///etc/orders/config.yaml | sha256sum
 curl -s http://db/ | sed 's/:[0-9]*$//'
 curl -s -6 -g -o /dev/null -w '%{http_code} %{remote_ip}\n' http://db/
 curl -s -o /dev/null -w '%{http_code}\n' http://db:1/; echo "curl $?"

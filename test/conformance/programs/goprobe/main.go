@@ -141,6 +141,7 @@ func look() {
 		fmt.Printf("udp from %q %v\n", b[:n], from)
 		p.Close()
 	}
+	askC()
 	// 200 goroutines, each its own connection.
 	var wg sync.WaitGroup
 	var good atomic.Int32

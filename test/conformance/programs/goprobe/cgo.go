@@ -1,16 +1,17 @@
-// cgoprobe asks the C library what goprobe asks Go's own resolver.
+//go:build cgo
+
 package main
 
 /*
-#include <netdb.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <unistd.h>
-#include <string.h>
 #include <arpa/inet.h>
+#include <netdb.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 static int host(char *buf, int n) { return gethostname(buf, n); }
+
 static int lookup(const char *name, char *buf, int n) {
 	struct addrinfo hints, *r, *p;
 	memset(&hints, 0, sizeof hints);
@@ -31,41 +32,25 @@ static int lookup(const char *name, char *buf, int n) {
 import "C"
 
 import (
-	"context"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"os"
-	"strings"
 	"unsafe"
 )
 
-func main() {
-	buf := (*C.char)(C.malloc(1024))
+// askC asks the C library directly.
+func askC() {
+	const size = 1024
+	buf := (*C.char)(C.malloc(size))
 	defer C.free(unsafe.Pointer(buf))
-	C.host(buf, 1024)
-	fmt.Println("hostname", C.GoString(buf), os.Getenv("POD_NAME"))
+	if C.host(buf, size) == 0 {
+		fmt.Println("gethostname", C.GoString(buf))
+	}
 	for _, n := range []string{"db", "db.shop.svc.cluster.local", "no-such-name"} {
 		name := C.CString(n)
-		if e := C.lookup(name, buf, 1024); e != 0 {
+		if e := C.lookup(name, buf, size); e != 0 {
 			fmt.Println("getaddrinfo", n, "error", e)
 		} else {
 			fmt.Println("getaddrinfo", n, C.GoString(buf))
 		}
 		C.free(unsafe.Pointer(name))
 	}
-	b, err := os.ReadFile("/etc/orders/config.yaml")
-	fmt.Printf("file %q %v\n", b, err)
-	r := &net.Resolver{PreferGo: false}
-	a, err := r.LookupHost(context.Background(), "db")
-	fmt.Println("lookup", a, err)
-	resp, err := http.Get("http://db/")
-	if err != nil {
-		fmt.Println("http", err)
-		os.Exit(1)
-	}
-	body, _ := io.ReadAll(resp.Body)
-	s := strings.TrimSpace(string(body))
-	fmt.Println("http", s[:strings.LastIndexByte(s, ':')])
 }
