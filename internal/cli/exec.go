@@ -88,6 +88,10 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 	if err != nil {
 		return err
 	}
+	// Before anything of ours is put beside the target.
+	if err := session.Supported(); err != nil {
+		return err
+	}
 	if environ(a.env, "GOGC") == "" {
 		// A session's start makes some MB of garbage, and a session has little else to collect:
 		// collecting at 16 MB instead of 4 takes a tenth off the start.

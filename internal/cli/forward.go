@@ -118,7 +118,7 @@ func newDumpCommand(a *app) *cobra.Command {
 }
 
 func newDiagnoseCommand(a *app) *cobra.Command {
-	c := &cobra.Command{Use: "diagnose", Short: "Measure the way to a target", Args: cobra.NoArgs,
+	c := &cobra.Command{Use: "diagnose", Short: "Measure the way to a target", Args: aCommand,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return fault.With(errors.New("nothing to measure"), "stead diagnose latency --target playground/orders")
 		}}

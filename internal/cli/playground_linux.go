@@ -20,7 +20,8 @@ func newPlaygroundCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "playground",
 		Short: "Pods made of namespaces on this machine, to try stead without a cluster",
-		Args:  cobra.NoArgs,
+		Args:  aCommand,
+		RunE:  showHelp,
 	}
 	c.AddCommand(playgroundUp(a), playgroundDown(a), playgroundStatus(a), playgroundExec(a), playgroundCall(a))
 	return c

@@ -70,10 +70,14 @@ func newRoot(a *app) *cobra.Command {
 		Short:         "Run a process on your laptop in a pod's stead",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args:          aCommand,
+		RunE:          showHelp,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if args := c.Flags().Args(); c.HasSubCommands() && len(args) > 0 { // the flags of a command that there is not
+			return aCommand(c, args)
+		}
 		return fault.With(err, c.CommandPath()+" --help")
 	})
 	for _, newCommand := range []func(*app) *cobra.Command{
@@ -94,6 +98,22 @@ func newRoot(a *app) *cobra.Command {
 	}
 	return root
 }
+
+// aCommand and showHelp are Args and RunE of a command that only has commands below it: what it is
+// given is one that there is not, which cobra alone would answer with the help and exit code 0.
+func aCommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := c.CommandPath() + " --help"
+	c.SuggestionsMinimumDistance = 2 // letters that may be wrong
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = c.CommandPath() + " " + near[0]
+	}
+	return fault.With(fmt.Errorf("%s %s: no such command", c.CommandPath(), args[0]), hint)
+}
+
+func showHelp(c *cobra.Command, _ []string) error { return c.Help() }
 
 // environ returns the value of key in env, "" when it is not set.
 func environ(env []string, key string) string {
