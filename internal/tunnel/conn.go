@@ -222,7 +222,7 @@ func (c *conn) finish(err error) {
 	var transports []net.Conn
 	for _, l := range c.links {
 		// The chunks are left to the collector: a writer may still be in the middle of one.
-		l.unacked, l.small, l.quick, l.bulk = nil, nil, nil, nil
+		l.unacked, l.early, l.small, l.quick, l.bulk = nil, nil, nil, nil, nil
 		if l.transport != nil {
 			transports = append(transports, l.transport)
 			l.transport = nil
