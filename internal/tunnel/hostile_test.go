@@ -162,6 +162,26 @@ func TestAnAcknowledgementBeforeItsFrameShowsThePeerNothingOfOthers(t *testing.T
 	}
 }
 
+// A peer that reads our answers and never says so.
+func TestWhatIsKeptForAPeerThatAcknowledgesNothingIsBounded(t *testing.T) {
+	s := newStranger(t)
+	for i := range uint32(maxBacklog) { // nobody accepts them: the next are answered by a reset
+		s.Write(frameBytes(frameOpen, 2*i+1, 0, 0))
+	}
+	refused := bytes.Repeat(frameBytes(frameOpen, 2*maxBacklog+1, 0, 0), 1<<14)
+	for range 2 * smallQueue >> 14 {
+		if _, err := s.Write(refused); err != nil {
+			break
+		}
+	}
+	c := s.agent.(*conn)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := len(c.links[0].unacked); c.err == nil {
+		t.Errorf("%d frames are kept", n)
+	}
+}
+
 func TestAGreetingThatIsNoneIsRefused(t *testing.T) {
 	good := (&greeting{attempt: 1, id: [16]byte{9}}).encode()
 	lane := (&greeting{attempt: 1, id: [16]byte{9}, lane: 1}).encode()
