@@ -57,7 +57,7 @@ type Room struct {
 type port struct {
 	local  netip.AddrPort // the program's listener on the laptop
 	inodes map[uint64]bool
-	sub    *pod.Subscription
+	sub    *pod.Subscription // nil until the agent has answered
 }
 
 // New makes an empty room; SetPod must be called before the program runs.
@@ -96,7 +96,9 @@ func (r *Room) release() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for n, p := range r.ports {
-		p.sub.Close()
+		if p.sub != nil { // else subscribe gives it back
+			p.sub.Close()
+		}
 		delete(r.ports, n)
 	}
 }

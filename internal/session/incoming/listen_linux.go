@@ -129,16 +129,20 @@ func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.
 	r.ports[number] = p // before the first connection can come
 	r.mu.Unlock()
 	sub, reply, err := r.c.Pod.Subscribe(ctx, wire.Subscribe{Network: "tcp", Port: number, Mode: r.c.Mode, Probes: r.c.Probes[number]})
-	if err == nil && reply.Errno == 0 {
-		r.mu.Lock()
-		p.sub = sub
-		r.mu.Unlock()
-		return intercept.Outcome{}
-	}
+	given := err == nil && reply.Errno == 0
 	r.mu.Lock()
-	delete(r.ports, number)
+	switch wanted := r.ports[number] == p; {
+	case given && wanted:
+		p.sub = sub
+	case given: // released meanwhile
+		defer sub.Close()
+	case wanted:
+		delete(r.ports, number)
+	}
 	r.mu.Unlock()
 	switch {
+	case given:
+		return intercept.Outcome{}
 	case err != nil && ctx.Err() != nil:
 		return intercept.Fail(unix.EINTR)
 	case err != nil:

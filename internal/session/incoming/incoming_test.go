@@ -1,0 +1,74 @@
+//go:build linux
+
+package incoming
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/inet"
+	"github.com/stead-dev/stead/internal/intercept"
+	"github.com/stead-dev/stead/internal/session/pod"
+	"github.com/stead-dev/stead/internal/wire"
+)
+
+// desk gives ports as an agent does, when the test says so.
+type desk struct {
+	asked  chan wire.Subscribe
+	answer chan wire.Reply
+	closed chan uint64
+}
+
+func (d *desk) Subscribe(_ context.Context, s wire.Subscribe) (*pod.Subscription, wire.Reply, error) {
+	d.asked <- s
+	r := <-d.answer
+	return pod.NewSubscription(r.ID, func() { d.closed <- r.ID }), r, nil
+}
+
+func newRoom(t *testing.T) (*Room, *desk) {
+	d := &desk{make(chan wire.Subscribe, 10), make(chan wire.Reply, 10), make(chan uint64, 10)}
+	r := New(Config{Pod: d, Mode: wire.Steal, Trouble: func(err error) { t.Error(err) }, Notice: func(string) {}})
+	t.Cleanup(r.Close)
+	return r, d
+}
+
+// listens is a listen of the program's on a port that is free; end waits for its outcome.
+func listens(t *testing.T, r *Room) (port uint16, end func()) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, inet.ToUnix(unix.AF_INET, netip.MustParseAddrPort("127.0.0.1:0"))); err != nil {
+		t.Fatal(err)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := r.Listen(&intercept.Socket{FD: fd, Family: unix.AF_INET, Type: unix.SOCK_STREAM}, 10)
+	done := make(chan intercept.Outcome, 1)
+	go func() { done <- o.Later(context.Background()) }()
+	return inet.FromUnix(sa).Port(), func() {
+		t.Helper()
+		if o := <-done; o.Errno != 0 {
+			t.Error(o.Errno)
+		}
+	}
+}
+
+func TestAProgramThatEndsWhileItsPortIsAskedForLeavesNoSubscription(t *testing.T) {
+	r, d := newRoom(t)
+	_, end := listens(t, r)
+	<-d.asked
+	r.Drain(t.Context())
+	d.answer <- wire.Reply{ID: 7}
+	end()
+	if id := <-d.closed; id != 7 {
+		t.Errorf("gave back %d", id)
+	}
+}
