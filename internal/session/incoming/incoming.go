@@ -51,6 +51,7 @@ type Room struct {
 	here  map[uint16]bool           // TCP ports on which the program really listens
 	udp   map[uint16]uint64         // UDP ports to which the program is bound, with the socket's inode
 	legs  map[netip.AddrPort]wire.Incoming
+	notes uint64 // how often a socket was noted, in ports, here or udp
 }
 
 // port is one subscription and where its connections go.

@@ -72,3 +72,28 @@ func TestAProgramThatEndsWhileItsPortIsAskedForLeavesNoSubscription(t *testing.T
 		t.Errorf("gave back %d", id)
 	}
 }
+
+// The kernel's tables are older than what was noted while they were read.
+func TestAListenWhileTheProgramsListenersAreLookedForKeepsItsPort(t *testing.T) {
+	r, d := newRoom(t)
+	d.answer <- wire.Reply{ID: 7}
+	var port uint16
+	r.sweep(func(network string, f func(inet.Row)) error {
+		err := inet.Sockets(network, f)
+		if network == "udp" {
+			var end func()
+			port, end = listens(t, r)
+			end()
+		}
+		return err
+	})
+	r.sweep(inet.Sockets)
+	select {
+	case <-d.closed:
+		t.Error("the port was given back")
+	default:
+	}
+	if !r.OwnTCP(port) {
+		t.Error("the program does not listen on it")
+	}
+}
