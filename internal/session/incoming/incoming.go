@@ -163,7 +163,7 @@ const refused = 111 // ECONNREFUSED on Linux, whatever system we run on
 func (r *Room) connect(in wire.Incoming) (net.Conn, func(), error) {
 	r.mu.Lock()
 	p := r.ports[in.Local.Port()]
-	if p == nil || p.sub == nil || p.sub.ID != in.Subscription {
+	if p == nil || p.sub != nil && p.sub.ID != in.Subscription { // without sub: the answer is on its way
 		p = r.bySubscriptionLocked(in.Subscription)
 	}
 	var to netip.AddrPort

@@ -4,6 +4,7 @@ package incoming
 
 import (
 	"context"
+	"io"
 	"net/netip"
 	"testing"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/stead-dev/stead/internal/inet"
 	"github.com/stead-dev/stead/internal/intercept"
 	"github.com/stead-dev/stead/internal/session/pod"
+	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
 
@@ -96,4 +98,38 @@ func TestAListenWhileTheProgramsListenersAreLookedForKeepsItsPort(t *testing.T) 
 	if !r.OwnTCP(port) {
 		t.Error("the program does not listen on it")
 	}
+}
+
+// The agent catches connections from the moment that it has the port, which the program is told later.
+func TestAConnectionThatComesBeforeTheAnswerReachesTheProgram(t *testing.T) {
+	r, d := newRoom(t)
+	port, end := listens(t, r)
+	<-d.asked
+	session, agent := tunnel.Pipe()
+	defer agent.Close()
+	defer session.Close()
+	ours, err := session.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := agent.Accept(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		r.Serve(ours, wire.Incoming{Subscription: 7, Local: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.2"), port)})
+	}()
+	var reply wire.Reply
+	if err := wire.Read(theirs, &reply); err != nil || reply.Errno != 0 {
+		t.Errorf("%+v, %v", reply, err)
+	}
+	theirs.Reset(0)
+	_, _ = io.Copy(io.Discard, theirs)
+	<-served
+	d.answer <- wire.Reply{ID: 7}
+	end()
+	r.release()
+	<-d.closed
 }
