@@ -89,7 +89,7 @@ func (p *tap) close() {
 	})
 }
 
-// filter makes the kernel drop all but TCP to the ports.
+// filter makes the kernel drop all but clients' TCP to the ports.
 func (p *tap) filter(ports []uint16) error {
 	prog := tapProgram(ports)
 	return unix.SetsockoptSockFprog(p.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
@@ -108,7 +108,13 @@ func tapProgram(ports []uint16) []unix.SockFilter {
 	if len(ports) == 0 {
 		return []unix.SockFilter{drop}
 	}
-	f := []unix.SockFilter{
+	const mark = 0xfffff000 + 20 // SKF_AD_OFF + SKF_AD_MARK (include/uapi/linux/filter.h); it lasts over the loopback
+	own := []unix.SockFilter{
+		st(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, mark),
+		jp(unix.BPF_JEQ, ownMark, 0, 1),
+		drop,
+	}
+	f := append(own, []unix.SockFilter{
 		0: st(unix.BPF_LD|unix.BPF_B|unix.BPF_ABS, 0),
 		1: st(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, 0xf0),
 		2: jp(unix.BPF_JEQ, 0x60, 10-3, 0),
@@ -124,7 +130,7 @@ func tapProgram(ports []uint16) []unix.SockFilter {
 		11: jp(unix.BPF_JEQ, unix.IPPROTO_TCP, 13-12, 0),
 		12: drop,
 		13: st(unix.BPF_LD|unix.BPF_H|unix.BPF_ABS, 42),
-	}
+	}...)
 	keep := st(unix.BPF_RET|unix.BPF_K, 0xffffffff)
 	if len(ports) > maxFiltered {
 		return append(f, keep)
