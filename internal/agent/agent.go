@@ -162,7 +162,8 @@ func (s *server) sessions(ctx context.Context) {
 type session struct {
 	s       *server
 	t       tunnel.Conn
-	holder  string
+	known   atomic.Bool // it has introduced itself; whoever set it sets holder
+	holder  string      // not to be read before greeted
 	greeted atomic.Bool
 	work    sync.WaitGroup
 }
@@ -251,6 +252,10 @@ func (x *session) welcome(h *wire.Hello) *wire.Welcome {
 	t, err := x.s.target.describe()
 	if err != nil {
 		w.Error = err.Error()
+		return w
+	}
+	if !x.known.CompareAndSwap(false, true) {
+		w.Error = "the session has introduced itself already"
 		return w
 	}
 	t.Features = x.s.ports.features()

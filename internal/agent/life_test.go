@@ -184,6 +184,44 @@ func TestABadTransportOrGreetingHurtsNobodyElse(t *testing.T) {
 	}
 }
 
+// Who holds a port is told to others, from other goroutines: it is said once.
+func TestASessionIntroducesItselfOnce(t *testing.T) {
+	b := newBed(t)
+	a := b.startAgent()
+	tun, err := tunnel.Dial(context.Background(), a.Dial, tunnel.Options{Resume: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tun.Close()
+	answers := make(chan error, 8)
+	for i := range cap(answers) {
+		go func() {
+			s, err := tun.Open(context.Background())
+			if err == nil {
+				s.SetDeadline(time.Now().Add(20 * time.Second))
+				hello := &wire.Hello{Version: wire.Version, MinVersion: wire.MinVersion, Holder: fmt.Sprint("ann", i)}
+				wire.Write(s, wire.Open{Kind: wire.KindControl, Hello: hello})
+				var w wire.Welcome
+				if err = wire.Read(s, &w); err == nil && w.Error != "" {
+					err = errors.New(w.Error)
+				}
+			}
+			answers <- err
+		}()
+	}
+	welcome := 0
+	for range cap(answers) {
+		if err := <-answers; err == nil {
+			welcome++
+		} else if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error(err)
+		}
+	}
+	if welcome != 1 {
+		t.Errorf("%d of %d are welcome", welcome, cap(answers))
+	}
+}
+
 func TestATargetThatIsNotThereOrForbiddenIsSaidInOneLineWithAHint(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
