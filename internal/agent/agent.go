@@ -235,6 +235,9 @@ func (x *session) control(ctx context.Context, st tunnel.Stream, o *wire.Open) {
 	}
 }
 
+// longestName bounds what a session says of itself and others are told.
+const longestName = 256
+
 func (x *session) welcome(h *wire.Hello) *wire.Welcome {
 	w := &wire.Welcome{Build: x.s.c.Build}
 	switch {
@@ -260,8 +263,8 @@ func (x *session) welcome(h *wire.Hello) *wire.Welcome {
 	}
 	t.Features = x.s.ports.features()
 	w.Target, w.Version = *t, min(h.Version, wire.Version)
-	x.holder = h.Holder
-	x.s.roster.add(x, h.Holder, h.Build)
+	x.holder = h.Holder[:min(len(h.Holder), longestName)]
+	x.s.roster.add(x, x.holder, h.Build[:min(len(h.Build), longestName)])
 	x.greeted.Store(true)
 	return w
 }
