@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +25,7 @@ type tap struct {
 	wake  int
 	found func(*flow)  // a connection began
 	lost  func(uint32) // the kernel dropped so many packets, which we were too slow for
+	over  atomic.Bool  // close was called
 	done  chan struct{}
 	once  sync.Once
 
@@ -82,6 +84,7 @@ func (p *tap) watch(ports []uint16) {
 
 func (p *tap) close() {
 	p.once.Do(func() {
+		p.over.Store(true)
 		unix.Write(p.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 		<-p.done
 		unix.Close(p.fd)
@@ -156,7 +159,7 @@ func (p *tap) run() {
 	buf := make([]byte, 640<<10) // the largest packet, merged by GRO (BIG TCP); only what is used is in memory
 	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}, {Fd: int32(p.wake), Events: unix.POLLIN}}
 	swept := time.Now()
-	for {
+	for !p.over.Load() { // it may find something to read each time
 		n, _, err := unix.Recvfrom(p.fd, buf, unix.MSG_DONTWAIT)
 		if err == unix.EAGAIN {
 			fds[0].Revents, fds[1].Revents = 0, 0
@@ -165,9 +168,6 @@ func (p *tap) run() {
 			}
 			if fds[0].Revents != 0 {
 				_, _ = unix.Poll(fds[1:], gather)
-			}
-			if fds[1].Revents != 0 {
-				return
 			}
 		} else if err != nil && err != unix.EINTR && err != unix.ENETDOWN {
 			return
