@@ -48,6 +48,8 @@ type Remote struct {
 	To   string // HOST:PORT on the laptop
 }
 
+var errNoHost = errors.New("no host")
+
 // ParseLocal reads [BIND:]PORT:HOST:PORT; IPv6 addresses in brackets. Without BIND it listens on the
 // loopback.
 func ParseLocal(s string) (l Local, err error) {
@@ -67,8 +69,11 @@ func ParseLocal(s string) (l Local, err error) {
 	if err == nil {
 		l.Port, err = parsePort(parts[3], false)
 	}
-	if err != nil || parts[2] == "" {
-		return l, fault.With(fmt.Errorf("-L %s: %w", s, errors.Join(err)), hint)
+	if err == nil && parts[2] == "" {
+		err = errNoHost
+	}
+	if err != nil {
+		return l, fault.With(fmt.Errorf("-L %s: %w", s, err), hint)
 	}
 	l.Listen, l.Host = netip.AddrPortFrom(bind, port), parts[2]
 	return l, nil
@@ -88,8 +93,11 @@ func ParseRemote(s string) (r Remote, err error) {
 	if r.Port, err = parsePort(parts[0], false); err == nil {
 		to, err = parsePort(parts[2], false)
 	}
-	if err != nil || parts[1] == "" {
-		return r, fault.With(fmt.Errorf("-R %s: %w", s, errors.Join(err)), hint)
+	if err == nil && parts[1] == "" {
+		err = errNoHost
+	}
+	if err != nil {
+		return r, fault.With(fmt.Errorf("-R %s: %w", s, err), hint)
 	}
 	r.To = net.JoinHostPort(parts[1], strconv.Itoa(int(to)))
 	return r, nil
