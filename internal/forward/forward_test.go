@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -45,5 +46,18 @@ func TestWhatIsNoForwardIsRefusedWithTheReason(t *testing.T) {
 		if _, err := ParseRemote(s); err == nil || !strings.Contains(err.Error(), why) {
 			t.Errorf("-R %s: %v, want %q", s, err, why)
 		}
+	}
+}
+
+// A port that somebody else has is asked for every two seconds.
+func TestATroubleThatStaysIsToldOnce(t *testing.T) {
+	var log strings.Builder
+	r := newRun(t.Context(), Options{Log: &log})
+	for range 3 {
+		r.trouble(errors.New("bob is stealing it already"))
+		r.trouble(errors.New("eve is stealing it already"))
+	}
+	if want := "stead: bob is stealing it already\nstead: eve is stealing it already\n"; log.String() != want {
+		t.Errorf("told %q", log.String())
 	}
 }
