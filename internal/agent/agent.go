@@ -162,7 +162,8 @@ func (s *server) sessions(ctx context.Context) {
 type session struct {
 	s       *server
 	t       tunnel.Conn
-	holder  string
+	known   atomic.Bool // it has introduced itself; whoever set it sets holder
+	holder  string      // not to be read before greeted
 	greeted atomic.Bool
 	work    sync.WaitGroup
 }
@@ -234,6 +235,9 @@ func (x *session) control(ctx context.Context, st tunnel.Stream, o *wire.Open) {
 	}
 }
 
+// longestName bounds what a session says of itself and others are told.
+const longestName = 256
+
 func (x *session) welcome(h *wire.Hello) *wire.Welcome {
 	w := &wire.Welcome{Build: x.s.c.Build}
 	switch {
@@ -253,10 +257,14 @@ func (x *session) welcome(h *wire.Hello) *wire.Welcome {
 		w.Error = err.Error()
 		return w
 	}
+	if !x.known.CompareAndSwap(false, true) {
+		w.Error = "the session has introduced itself already"
+		return w
+	}
 	t.Features = x.s.ports.features()
 	w.Target, w.Version = *t, min(h.Version, wire.Version)
-	x.holder = h.Holder
-	x.s.roster.add(x, h.Holder, h.Build)
+	x.holder = h.Holder[:min(len(h.Holder), longestName)]
+	x.s.roster.add(x, x.holder, h.Build[:min(len(h.Build), longestName)])
 	x.greeted.Store(true)
 	return w
 }

@@ -154,57 +154,70 @@ func (x *session) subscribe(ctx context.Context, st tunnel.Stream, o *wire.Open)
 	_, _ = st.Read(make([]byte, 1))
 }
 
+var errEnding = errors.New("the agent is ending")
+
 func (p *ports) add(s *subscription) wire.Reply {
+	var err error
+	if s.mode == wire.Steal { // without mu: who holds the port may be slow to say who it is
+		s.claim, err = p.t.claim(s.port, s.x.holder)
+	}
+	if err == nil {
+		if err = p.begin(s); err != nil && s.claim != nil {
+			s.claim.close()
+		}
+	}
+	held := (*heldError)(nil)
+	switch {
+	case err == nil:
+		return wire.Reply{ID: s.id}
+	case err == errEnding:
+		return wire.Reply{Errno: uint32(unix.ESHUTDOWN), Error: err.Error()}
+	case errors.As(err, &held):
+		return wire.Reply{Errno: uint32(unix.EADDRINUSE), Error: held.Error(),
+			Hint: "use --mirror, or ask " + held.holder + " to end the session"}
+	}
+	r := wire.Reply{Errno: uint32(unix.EPERM), Error: err.Error(), Hint: "the agent needs CAP_NET_ADMIN and CAP_NET_RAW in the pod's network namespace; stealing also Linux 5.12 with nftables, or 5.9 with BPF"}
+	if e := unix.Errno(0); errors.As(err, &e) {
+		r.Errno = uint32(e)
+	}
+	return r
+}
+
+// begin puts a subscription into force.
+func (p *ports) begin(s *subscription) (err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return wire.Reply{Errno: uint32(unix.ESHUTDOWN), Error: "the agent is ending"}
+		return errEnding
 	}
 	p.next++
 	s.id = p.next
-	var err error
 	switch s.mode {
 	case wire.Steal:
-		if s.claim, err = p.t.claim(s.port, s.x.holder); err != nil {
-			break
-		}
 		if p.engine == nil {
 			p.engine, err = p.newEngine()
 			if err != nil {
 				p.engine = nil
+				return err
 			}
 		}
-		if err == nil {
-			if err = p.engine.add(s.port); err != nil && len(p.steal) == 0 {
+		if err = p.engine.add(s.port); err != nil {
+			if len(p.steal) == 0 {
 				p.retireLocked()
 			}
-		}
-		if err != nil {
-			s.claim.close()
-			break
+			return err
 		}
 		p.steal[s.port] = s
 	case wire.Mirror:
 		if p.tap == nil {
-			p.tap, err = newTap(p.t, p.mirrored, p.packetsLost)
+			if p.tap, err = newTap(p.t, p.mirrored, p.packetsLost); err != nil {
+				return err
+			}
 		}
-		if err == nil {
-			p.mirror[s.port] = append(p.mirror[s.port], s)
-			p.tap.watch(p.mirrorPortsLocked())
-		}
+		p.mirror[s.port] = append(p.mirror[s.port], s)
+		p.tap.watch(p.mirrorPortsLocked())
 	}
-	if held := (*heldError)(nil); errors.As(err, &held) {
-		return wire.Reply{Errno: uint32(unix.EADDRINUSE), Error: held.Error(),
-			Hint: "use --mirror, or ask " + held.holder + " to end the session"}
-	}
-	if err != nil {
-		r := wire.Reply{Errno: uint32(unix.EPERM), Error: err.Error(), Hint: "the agent needs CAP_NET_ADMIN and CAP_NET_RAW in the pod's network namespace; stealing also Linux 5.12 with nftables, or 5.9 with BPF"}
-		if e := unix.Errno(0); errors.As(err, &e) {
-			r.Errno = uint32(e)
-		}
-		return r
-	}
-	return wire.Reply{ID: s.id}
+	return nil
 }
 
 func (p *ports) mirrorPortsLocked() []uint16 {
@@ -242,7 +255,7 @@ func (p *ports) remove(s *subscription) {
 			if len(p.mirror) == 0 {
 				tap := p.tap
 				p.tap = nil
-				go tap.close() // waits for its goroutine, which may wait for mu
+				p.work.Go(tap.close) // not here: it waits for a goroutine that may wait for mu
 			}
 		}
 	}

@@ -126,6 +126,10 @@ func localAddr(c *net.TCPConn) (netip.AddrPort, error) {
 	return a, nil
 }
 
+// ownMark is the mark of our connections to the app: no nft engine steals them, and no tap takes them
+// for a client's, that of another agent beside the same pod neither.
+const ownMark = 0x57ead001
+
 // appTimeout bounds the connection to the app: it is on this host.
 const appTimeout = 10 * time.Second
 

@@ -51,13 +51,14 @@ type Room struct {
 	here  map[uint16]bool           // TCP ports on which the program really listens
 	udp   map[uint16]uint64         // UDP ports to which the program is bound, with the socket's inode
 	legs  map[netip.AddrPort]wire.Incoming
+	notes uint64 // how often a socket was noted, in ports, here or udp
 }
 
 // port is one subscription and where its connections go.
 type port struct {
 	local  netip.AddrPort // the program's listener on the laptop
 	inodes map[uint64]bool
-	sub    *pod.Subscription
+	sub    *pod.Subscription // nil until the agent has answered
 }
 
 // New makes an empty room; SetPod must be called before the program runs.
@@ -96,7 +97,9 @@ func (r *Room) release() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for n, p := range r.ports {
-		p.sub.Close()
+		if p.sub != nil { // else subscribe gives it back
+			p.sub.Close()
+		}
 		delete(r.ports, n)
 	}
 }
@@ -160,7 +163,7 @@ const refused = 111 // ECONNREFUSED on Linux, whatever system we run on
 func (r *Room) connect(in wire.Incoming) (net.Conn, func(), error) {
 	r.mu.Lock()
 	p := r.ports[in.Local.Port()]
-	if p == nil || p.sub == nil || p.sub.ID != in.Subscription {
+	if p == nil || p.sub != nil && p.sub.ID != in.Subscription { // without sub: the answer is on its way
 		p = r.bySubscriptionLocked(in.Subscription)
 	}
 	var to netip.AddrPort

@@ -80,6 +80,7 @@ func (r *Room) bindUDP(s *intercept.Socket, at netip.AddrPort) intercept.Outcome
 	}
 	r.mu.Lock()
 	r.udp[inet.FromUnix(sa).Port()] = st.Ino
+	r.notes++
 	r.mu.Unlock()
 	return intercept.Outcome{}
 }
@@ -105,6 +106,7 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 		believed = at.Port()
 	}
 	r.here[local.Port()] = true
+	r.notes++
 	p := r.ports[believed]
 	if p != nil { // SO_REUSEPORT, or a second listen
 		p.inodes[st.Ino] = true
@@ -129,16 +131,20 @@ func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.
 	r.ports[number] = p // before the first connection can come
 	r.mu.Unlock()
 	sub, reply, err := r.c.Pod.Subscribe(ctx, wire.Subscribe{Network: "tcp", Port: number, Mode: r.c.Mode, Probes: r.c.Probes[number]})
-	if err == nil && reply.Errno == 0 {
-		r.mu.Lock()
-		p.sub = sub
-		r.mu.Unlock()
-		return intercept.Outcome{}
-	}
+	given := err == nil && reply.Errno == 0
 	r.mu.Lock()
-	delete(r.ports, number)
+	switch wanted := r.ports[number] == p; {
+	case given && wanted:
+		p.sub = sub
+	case given: // released meanwhile
+		defer sub.Close()
+	case wanted:
+		delete(r.ports, number)
+	}
 	r.mu.Unlock()
 	switch {
+	case given:
+		return intercept.Outcome{}
 	case err != nil && ctx.Err() != nil:
 		return intercept.Fail(unix.EINTR)
 	case err != nil:
@@ -261,21 +267,29 @@ func (r *Room) watch() {
 		idle := len(r.ports) == 0 && len(r.udp) == 0 && len(r.here) == 0
 		r.mu.Unlock()
 		if !idle {
-			r.sweep()
+			r.sweep(inet.Sockets)
 		}
 	}
 }
 
-func (r *Room) sweep() {
+// sweep looks through the tables that sockets reads. What is noted meanwhile is younger than they are:
+// then it is for the next time.
+func (r *Room) sweep(sockets func(network string, f func(inet.Row)) error) {
+	r.mu.Lock()
+	before := r.notes
+	r.mu.Unlock()
 	listening, inodes, udp := make(map[uint16]bool), make(map[uint64]bool), make(map[uint64]bool)
-	err := inet.Sockets("tcp", func(s inet.Row) {
+	err := sockets("tcp", func(s inet.Row) {
 		listening[s.Port], inodes[s.Inode] = true, true
 	})
-	if err != nil || inet.Sockets("udp", func(s inet.Row) { udp[s.Inode] = true }) != nil {
+	if err != nil || sockets("udp", func(s inet.Row) { udp[s.Inode] = true }) != nil {
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.notes != before {
+		return
+	}
 	for n, p := range r.ports {
 		alive := false
 		for ino := range p.inodes {
