@@ -23,6 +23,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -45,8 +46,9 @@ type Supervisor struct {
 
 	pids pidfds
 
-	holds holds
-	left  leftovers
+	holds  holds
+	left   leftovers
+	taking sync.Mutex // held while a datagram is taken, by any goroutine; never over a wait
 
 	ending   atomic.Bool
 	receiver chan int      // the receiver's thread
