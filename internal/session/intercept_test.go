@@ -144,7 +144,7 @@ func (p *nearPod) Packet(ctx context.Context, _ wire.Packet) (tunnel.Stream, wir
 
 func (p *nearPod) Subscribe(_ context.Context, s wire.Subscribe) (*pod.Subscription, wire.Reply, error) {
 	p.subs.Store(s.Port, true)
-	return &pod.Subscription{}, wire.Reply{ID: 1}, nil
+	return pod.NewSubscription(1, func() {}), wire.Reply{ID: 1}, nil
 }
 
 func tcpPair() (*net.TCPConn, *net.TCPConn, error) {

@@ -29,3 +29,29 @@ print(len(got), len(set(got)))
 		t.Errorf("received, and different ones: %s, want %s", got, want)
 	}
 }
+
+// Nobody can hold the receiver up: O_NONBLOCK is the open file's, so another process may take it off
+// between our look at it and the accept.
+func TestAListenerThatIsMadeBlockingMeanwhileStopsNobody(t *testing.T) {
+	got := python(t, &nearPod{}, `
+import fcntl, os, socket, threading, time
+l=socket.socket(); l.bind(("127.0.0.1",0)); l.listen(); l.setblocking(False)
+end=time.time()+2
+def toggle():
+    while time.time()<end:
+        fcntl.fcntl(l, fcntl.F_SETFL, os.O_NONBLOCK); fcntl.fcntl(l, fcntl.F_SETFL, 0)
+def feed():
+    while time.time()<end+.1:
+        socket.create_connection(l.getsockname()).close(); time.sleep(0.02)
+ts=[threading.Thread(target=f) for f in (toggle, feed)]
+for t in ts: t.start()
+while time.time()<end:
+    try: l.accept()
+    except BlockingIOError: pass
+for t in ts: t.join()
+print("done")
+`)
+	if got != "done\n" {
+		t.Errorf("got %q", got)
+	}
+}

@@ -197,8 +197,8 @@ func (s *Supervisor) accept(t *task) {
 	s.accepted(t, sock, fd, errno, flags)
 }
 
-// acceptNow takes a waiting connection, EAGAIN when there is none. It does not block: the poll and
-// the accept are under one lock, and nobody else accepts.
+// acceptNow takes a waiting connection, EAGAIN when there is none. It does not block, whatever somebody
+// else makes of O_NONBLOCK meanwhile: the poll and the accept are under one lock, and nobody else accepts.
 func (s *Supervisor) acceptNow(sock *intercept.Socket, flags int) (int, unix.Errno) {
 	s.left.mu.Lock()
 	defer s.left.mu.Unlock()
@@ -208,11 +208,9 @@ func (s *Supervisor) acceptNow(sock *intercept.Socket, flags int) (int, unix.Err
 		}
 		return fd, 0
 	}
-	if !sock.Nonblock {
-		p := []unix.PollFd{{Fd: int32(sock.FD), Events: unix.POLLIN}}
-		if n, _ := unix.Poll(p, 0); n == 0 {
-			return -1, unix.EAGAIN
-		}
+	p := []unix.PollFd{{Fd: int32(sock.FD), Events: unix.POLLIN}}
+	if n, _ := unix.Poll(p, 0); n <= 0 {
+		return -1, unix.EAGAIN
 	}
 	fd, _, e := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(sock.FD), 0, 0, uintptr(flags&unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC), 0, 0)
 	if e != 0 {
