@@ -37,21 +37,75 @@ func TestAListenerThatIsMadeBlockingMeanwhileStopsNobody(t *testing.T) {
 import fcntl, os, socket, threading, time
 l=socket.socket(); l.bind(("127.0.0.1",0)); l.listen(); l.setblocking(False)
 end=time.time()+2
+on=True
 def toggle():
-    while time.time()<end:
+    while on:
         fcntl.fcntl(l, fcntl.F_SETFL, os.O_NONBLOCK); fcntl.fcntl(l, fcntl.F_SETFL, 0)
 def feed():
-    while time.time()<end+.1:
+    while on:
         socket.create_connection(l.getsockname()).close(); time.sleep(0.02)
 ts=[threading.Thread(target=f) for f in (toggle, feed)]
 for t in ts: t.start()
 while time.time()<end:
     try: l.accept()
     except BlockingIOError: pass
+on=False
 for t in ts: t.join()
 print("done")
 `)
 	if got != "done\n" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// Workers of a pool are killed while they wait in accept; the others take what comes.
+func TestAConnectionIsNotLostWithTheProcessThatWaitedForIt(t *testing.T) {
+	got := python(t, &nearPod{}, `
+import os, signal, socket, time
+l=socket.create_server(("127.0.0.1",0))
+def worker():
+    pid=os.fork()
+    if pid: return pid
+    while True:
+        c,_=l.accept(); c.sendall(b"hello"); c.close()
+pids=[worker() for _ in range(2)]
+time.sleep(1.2)
+lost=0
+for i in range(20):
+    c=socket.socket(); c.settimeout(5)
+    pids.append(worker()); time.sleep(0.05)
+    os.kill(pids[0], signal.SIGKILL); c.connect(l.getsockname()); os.waitpid(pids.pop(0),0)
+    try: c.recv(5) # nothing, when it was taken by the one that was killed
+    except TimeoutError: lost+=1
+    except ConnectionResetError: pass
+print("lost", lost)
+for p in pids: os.kill(p, signal.SIGKILL)
+`)
+	if got != "lost 0\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestAConnectionForWhichTheProgramHadNoDescriptorComesLater(t *testing.T) {
+	got := python(t, &nearPod{}, `
+import resource, select, socket
+l=socket.create_server(("127.0.0.1",0)); l.setblocking(False)
+p=select.poll(); p.register(l, select.POLLIN)
+def client():
+    c=socket.create_connection(l.getsockname()); c.settimeout(5); return c
+a=client(); p.poll(); x,_=l.accept(); b=client()
+resource.setrlimit(resource.RLIMIT_NOFILE, (b.fileno()+1,)*2)
+p.poll()
+try: l.accept(); print("accepted")
+except OSError as e: print(e.strerror)
+x.close()
+print("readable", bool(p.poll(5000)))
+y,_=l.accept(); y.sendall(b"hello"); print(b.recv(5))
+y.close()
+try: print(l.accept())
+except BlockingIOError: print("no more")
+`)
+	if want := "Too many open files\nreadable True\nb'hello'\nno more\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

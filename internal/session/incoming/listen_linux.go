@@ -108,7 +108,7 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	p := r.ports[believed]
 	if p != nil { // SO_REUSEPORT, or a second listen
 		p.inodes[st.Ino] = true
-		p.local = reach(local)
+		p.local = inet.Reach(local)
 		r.mu.Unlock()
 		return intercept.Outcome{}
 	}
@@ -116,7 +116,7 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	if r.c.Mode == "" {
 		return intercept.Outcome{}
 	}
-	p = &port{local: reach(local), inodes: map[uint64]bool{st.Ino: true}}
+	p = &port{local: inet.Reach(local), inodes: map[uint64]bool{st.Ino: true}}
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome { return r.subscribe(ctx, believed, p) }}
 }
 
@@ -155,24 +155,6 @@ func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.
 		return intercept.Fail(errno)
 	}
 	return intercept.Outcome{}
-}
-
-// reach is the address at which a listener bound to local is reached from the laptop itself.
-func reach(local netip.AddrPort) netip.AddrPort {
-	a := local.Addr()
-	switch {
-	case a == netip.IPv6Unspecified():
-		// An IPv6 wildcard takes IPv4 too unless it is V6ONLY; ::1 is right for both.
-		a = inet.Loopback(true)
-	case a.IsUnspecified():
-		a = inet.Loopback(false)
-	case a.Is4In6():
-		a = a.Unmap()
-		if a.IsUnspecified() {
-			a = inet.Loopback(false)
-		}
-	}
-	return netip.AddrPortFrom(a, local.Port())
 }
 
 // noteLeg binds our socket and tells its address before it connects.
