@@ -51,13 +51,15 @@ type Room struct {
 	here  map[uint16]bool           // TCP ports on which the program really listens
 	udp   map[uint16]uint64         // UDP ports to which the program is bound, with the socket's inode
 	legs  map[netip.AddrPort]wire.Incoming
+
+	released bool // no port is asked for any more
 }
 
 // port is one subscription and where its connections go.
 type port struct {
 	local  netip.AddrPort // the program's listener on the laptop
 	inodes map[uint64]bool
-	sub    *pod.Subscription
+	sub    *pod.Subscription // nil until the agent has answered
 }
 
 // New makes an empty room; SetPod must be called before the program runs.
@@ -95,9 +97,11 @@ func (r *Room) Drain(ctx context.Context) {
 func (r *Room) release() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.released = true
 	for n, p := range r.ports {
-		p.sub.Close()
-		delete(r.ports, n)
+		if delete(r.ports, n); p.sub != nil { // else subscribe gives it back
+			p.sub.Close()
+		}
 	}
 }
 

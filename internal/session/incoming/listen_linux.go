@@ -122,21 +122,25 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 
 func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.Outcome {
 	r.mu.Lock()
-	if r.ports[number] != nil {
+	if r.ports[number] != nil || r.released {
 		r.mu.Unlock()
 		return intercept.Outcome{}
 	}
 	r.ports[number] = p // before the first connection can come
 	r.mu.Unlock()
 	sub, reply, err := r.c.Pod.Subscribe(ctx, wire.Subscribe{Network: "tcp", Port: number, Mode: r.c.Mode, Probes: r.c.Probes[number]})
+	r.mu.Lock()
+	wanted := r.ports[number] == p // the program may have ended meanwhile
 	if err == nil && reply.Errno == 0 {
-		r.mu.Lock()
-		p.sub = sub
+		if p.sub = sub; !wanted {
+			sub.Close()
+		}
 		r.mu.Unlock()
 		return intercept.Outcome{}
 	}
-	r.mu.Lock()
-	delete(r.ports, number)
+	if wanted {
+		delete(r.ports, number)
+	}
 	r.mu.Unlock()
 	switch {
 	case err != nil && ctx.Err() != nil:
