@@ -2,10 +2,13 @@ package incoming
 
 import (
 	"context"
+	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stead-dev/stead/internal/inet"
 	"github.com/stead-dev/stead/internal/intercept"
 	"github.com/stead-dev/stead/internal/session/pod"
 	"github.com/stead-dev/stead/internal/wire"
@@ -27,28 +30,35 @@ func (p *slowPod) Subscribe(context.Context, wire.Subscribe) (*pod.Subscription,
 	return pod.NewSubscription(1, func() { close(p.closed) }), wire.Reply{ID: 1}, nil
 }
 
-// socket is a TCP socket of a program's, bound to a port of the loopback.
-func socket(t *testing.T) *intercept.Socket {
+// socket is a program's.
+func socket(t *testing.T, kind int) *intercept.Socket {
 	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err == nil {
-		t.Cleanup(func() { unix.Close(fd) })
-		err = unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
-	}
+	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { unix.Close(fd) })
 	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &intercept.Socket{FD: fd, Cookie: cookie, Family: unix.AF_INET, Type: unix.SOCK_STREAM}
+	return &intercept.Socket{FD: fd, Cookie: cookie, Family: unix.AF_INET, Type: kind}
+}
+
+// name is what the kernel says of a socket's own end.
+func name(t *testing.T, s *intercept.Socket) netip.AddrPort {
+	t.Helper()
+	sa, err := unix.Getsockname(s.FD)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return inet.FromUnix(sa)
 }
 
 func TestAPortThatIsStillAskedForWhenTheProgramEndsIsGivenBack(t *testing.T) {
 	p := newSlowPod()
 	r := New(Config{Mode: wire.Steal, Pod: p, Trouble: func(err error) { t.Error(err) }})
-	o := r.Listen(socket(t), 1)
+	o := r.Listen(socket(t, unix.SOCK_STREAM), 1)
 	done := make(chan intercept.Outcome)
 	go func() { done <- o.Later(context.Background()) }()
 	<-p.asked
@@ -57,4 +67,38 @@ func TestAPortThatIsStillAskedForWhenTheProgramEndsIsGivenBack(t *testing.T) {
 	<-done
 	<-p.closed
 	r.Close()
+}
+
+// readyPod is an agent that gives every port.
+type readyPod struct{}
+
+func (readyPod) Subscribe(context.Context, wire.Subscribe) (*pod.Subscription, wire.Reply, error) {
+	return pod.NewSubscription(1, func() {}), wire.Reply{ID: 1}, nil
+}
+
+// The kernel's tables are read while the program goes on.
+func TestASocketIsGoneOnlyWhenTablesThatAreYoungerLackIt(t *testing.T) {
+	r := New(Config{Mode: wire.Steal, Pod: readyPod{}, Trouble: func(err error) { t.Error(err) }})
+	defer r.Close()
+	before := tables{at: time.Now()}
+	l, u := socket(t, unix.SOCK_STREAM), socket(t, unix.SOCK_DGRAM)
+	if o := r.Listen(l, 1).Later(context.Background()); o.Errno != 0 {
+		t.Fatal(o.Errno)
+	}
+	if o := r.Bind(u, netip.MustParseAddrPort("127.0.0.1:0")); o.Errno != 0 {
+		t.Fatal(o.Errno)
+	}
+	tcp, udp := name(t, l).Port(), name(t, u).Port()
+	for _, c := range []struct {
+		tables tables
+		there  bool
+	}{{before, true}, {before, true}, {tables{at: time.Now()}, false}} {
+		r.giveBack(c.tables)
+		r.mu.Lock()
+		subscribed := r.ports[tcp] != nil
+		r.mu.Unlock()
+		if subscribed != c.there || r.OwnTCP(tcp) != c.there || r.OwnUDP(udp) != c.there {
+			t.Errorf("subscribed %v, own TCP %v, own UDP %v, want all %v", subscribed, r.OwnTCP(tcp), r.OwnUDP(udp), c.there)
+		}
+	}
 }

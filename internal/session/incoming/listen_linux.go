@@ -79,7 +79,7 @@ func (r *Room) bindUDP(s *intercept.Socket, at netip.AddrPort) intercept.Outcome
 		return intercept.Outcome{}
 	}
 	r.mu.Lock()
-	r.udp[inet.FromUnix(sa).Port()] = st.Ino
+	r.udp[inet.FromUnix(sa).Port()] = bound{st.Ino, time.Now()}
 	r.mu.Unlock()
 	return intercept.Outcome{}
 }
@@ -104,10 +104,11 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	if at, ok := r.bound[s.Cookie]; ok {
 		believed = at.Port()
 	}
-	r.here[local.Port()] = true
+	now := time.Now()
+	r.here[local.Port()] = now
 	p := r.ports[believed]
 	if p != nil { // SO_REUSEPORT, or a second listen
-		p.inodes[st.Ino] = true
+		p.inodes[st.Ino] = now
 		p.local = inet.Reach(local)
 		r.mu.Unlock()
 		return intercept.Outcome{}
@@ -116,7 +117,7 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	if r.c.Mode == "" {
 		return intercept.Outcome{}
 	}
-	p = &port{local: inet.Reach(local), inodes: map[uint64]bool{st.Ino: true}}
+	p = &port{local: inet.Reach(local), inodes: map[uint64]time.Time{st.Ino: now}}
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome { return r.subscribe(ctx, believed, p) }}
 }
 
@@ -253,36 +254,52 @@ func (r *Room) watch() {
 }
 
 func (r *Room) sweep() {
-	listening, inodes, udp := make(map[uint16]bool), make(map[uint64]bool), make(map[uint64]bool)
-	err := inet.Sockets("tcp", func(s inet.Row) {
-		listening[s.Port], inodes[s.Inode] = true, true
-	})
-	if err != nil || inet.Sockets("udp", func(s inet.Row) { udp[s.Inode] = true }) != nil {
-		return
+	if t, err := look(); err == nil {
+		r.giveBack(t)
 	}
+}
+
+// tables are the sockets of the laptop, as the kernel tells them. What came after at may be missing.
+type tables struct {
+	at        time.Time
+	listening map[uint16]bool
+	tcp, udp  map[uint64]bool // inodes
+}
+
+func look() (tables, error) {
+	t := tables{at: time.Now(), listening: make(map[uint16]bool), tcp: make(map[uint64]bool), udp: make(map[uint64]bool)}
+	err := inet.Sockets("tcp", func(s inet.Row) {
+		t.listening[s.Port], t.tcp[s.Inode] = true, true
+	})
+	if err == nil {
+		err = inet.Sockets("udp", func(s inet.Row) { t.udp[s.Inode] = true })
+	}
+	return t, err
+}
+
+// giveBack forgets what is not there any more.
+func (r *Room) giveBack(t tables) {
+	gone := func(there bool, since time.Time) bool { return !there && since.Before(t.at) }
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for n, p := range r.ports {
-		alive := false
-		for ino := range p.inodes {
-			if inodes[ino] {
-				alive = true
-			} else {
+		for ino, since := range p.inodes {
+			if gone(t.tcp[ino], since) {
 				delete(p.inodes, ino)
 			}
 		}
-		if !alive && p.sub != nil {
+		if len(p.inodes) == 0 && p.sub != nil {
 			p.sub.Close()
 			delete(r.ports, n)
 		}
 	}
-	for n := range r.here {
-		if !listening[n] {
+	for n, since := range r.here {
+		if gone(t.listening[n], since) {
 			delete(r.here, n)
 		}
 	}
-	for n, ino := range r.udp {
-		if !udp[ino] {
+	for n, u := range r.udp {
+		if gone(t.udp[u.inode], u.since) {
 			delete(r.udp, n)
 		}
 	}
