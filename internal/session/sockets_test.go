@@ -1,8 +1,32 @@
 package session
 
 import (
+	"io"
+	"net"
+	"syscall"
 	"testing"
+	"time"
 )
+
+// named serves TCP connections: it says who it is.
+func named(t *testing.T, name string) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, name)
+			defer c.Close()
+		}
+	}()
+	return l.Addr().String()
+}
 
 func TestEachDatagramReachesOneOfTheThreadsThatWait(t *testing.T) {
 	p := &nearPod{tcp: map[string]string{"udp 10.9.9.9:53": udpEcho(t)}}
@@ -107,5 +131,70 @@ except BlockingIOError: print("no more")
 `)
 	if want := "Too many open files\nreadable True\nb'hello'\nno more\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// A kernel goes on connecting when a signal interrupts connect(2): with SA_RESTART the call waits on, without
+// it the program does, as Python here, which polls the socket and asks for its error.
+func TestASignalDoesNotEndAConnect(t *testing.T) {
+	p := &nearPod{
+		delay: 500 * time.Millisecond,
+		tcp:   map[string]string{"10.9.9.9:80": greeter(t), "udp 10.9.9.9:53": udpEcho(t)},
+		errno: map[string]syscall.Errno{"10.9.9.9:81": syscall.ECONNREFUSED},
+	}
+	got := python(t, p, `
+import ctypes, os, signal, socket
+libc=ctypes.CDLL(None, use_errno=True)
+for interrupts in True, False:
+    signal.signal(signal.SIGALRM, lambda *a: None); signal.siginterrupt(signal.SIGALRM, interrupts)
+    signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+    s=socket.socket(); s.connect(("10.9.9.9",80)); print(s.recv(5), s.getpeername())
+    try: socket.socket().connect(("10.9.9.9",81)); print("connected")
+    except OSError as e: print(e.strerror)
+    # What never waits in a kernel is not interrupted.
+    def to(port): return b"\2\0"+port.to_bytes(2,"big")+socket.inet_aton("10.9.9.9")+bytes(8)
+    def result(r): return r if r>=0 else os.strerror(ctypes.get_errno())
+    u=socket.socket(type=socket.SOCK_DGRAM); print("udp", result(libc.connect(u.fileno(), to(53), 16)))
+    l=socket.socket(); l.bind(("127.0.0.1",0)); print("listen", result(libc.listen(l.fileno(), 1)))
+    signal.setitimer(signal.ITIMER_REAL, 0)
+`)
+	want := "b'hello' ('10.9.9.9', 80)\nConnection refused\nudp 0\nlisten 0\n"
+	if got != want+want {
+		t.Errorf("got %s\nwant twice %s", got, want)
+	}
+}
+
+// SO_SNDTIMEO ends the wait, not the connect.
+func TestAConnectThatTimedOutGoesOn(t *testing.T) {
+	p := &nearPod{delay: 500 * time.Millisecond, tcp: map[string]string{"10.9.9.9:80": greeter(t)}}
+	got := python(t, p, `
+import errno, select, socket, struct
+s=socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll",0,100000))
+print(errno.errorcode[s.connect_ex(("10.9.9.9",80))], s.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16)==struct.pack("ll",0,100000))
+p=select.poll(); p.register(s, select.POLLOUT)
+print(p.poll(0), bool(p.poll(5000)), s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), s.recv(5))
+`)
+	if want := "EINPROGRESS True\n[] True 0 b'hello'\n"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// A port of the loopback may be had anew by the next socket while the pod still connects for the last one.
+func TestAConnectThatWasGivenUpIsNobodyElses(t *testing.T) {
+	one, two := greeter(t), named(t, "two")
+	p := &nearPod{delay: 400 * time.Millisecond, tcp: map[string]string{"10.9.9.9:80": one, "10.9.9.9:81": two}}
+	got := python(t, p, `
+import errno, select, socket, time
+def begin(at, port):
+    s=socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(("127.0.0.1",at)); s.setblocking(False)
+    print(errno.errorcode[s.connect_ex(("10.9.9.9",port))]); return s
+f=socket.socket(); f.bind(("127.0.0.1",0)); at=f.getsockname()[1]; f.close()
+begin(at, 80).close(); time.sleep(0.2)
+s=begin(at, 81)
+p=select.poll(); p.register(s, select.POLLIN)
+print(bool(p.poll(5000)), s.recv(5))
+`)
+	if want := "EINPROGRESS\nEINPROGRESS\nTrue b'two'\n"; got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 }

@@ -118,7 +118,11 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 		return intercept.Outcome{}
 	}
 	p = &port{local: inet.Reach(local), inodes: map[uint64]time.Time{st.Ino: now}}
-	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome { return r.subscribe(ctx, believed, p) }}
+	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
+		ctx, cancel := intercept.Patient(ctx)
+		defer cancel()
+		return r.subscribe(ctx, believed, p)
+	}}
 }
 
 func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.Outcome {

@@ -225,6 +225,8 @@ func (r *Room) connectUDP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 		return intercept.Continue
 	}
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
+		ctx, cancel := intercept.Patient(ctx)
+		defer cancel()
 		ask := wire.Dial{Network: "udp", To: d.To, Bind: r.bound(s)}
 		stream, reply, err := r.c.Pod.Dial(ctx, ask)
 		switch {
