@@ -198,3 +198,23 @@ print(bool(p.poll(5000)), s.recv(5))
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
+
+func TestASocketThatWasDissolvedKnowsNothingOfItsLastConnect(t *testing.T) {
+	p := &nearPod{
+		delay: 300 * time.Millisecond, tcp: map[string]string{"10.9.9.9:80": greeter(t)},
+		errno: map[string]syscall.Errno{"10.9.9.9:81": syscall.ECONNREFUSED},
+	}
+	got := python(t, p, `
+import ctypes, errno, select, socket, time
+s=socket.socket(); s.setblocking(False)
+print(errno.errorcode[s.connect_ex(("10.9.9.9",81))]); time.sleep(0.2)
+print(ctypes.CDLL(None).connect(s.fileno(), bytes(16), 16))
+print(errno.errorcode[s.connect_ex(("10.9.9.9",80))])
+p=select.poll(); p.register(s, select.POLLIN|select.POLLOUT)
+print([e&select.POLLHUP for _,e in p.poll(5000)], s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+p.modify(s, select.POLLIN); p.poll(5000); print(s.recv(5))
+`)
+	if want := "EINPROGRESS\n0\nEINPROGRESS\n[0] 0\nb'hello'\n"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}

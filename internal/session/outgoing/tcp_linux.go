@@ -282,9 +282,15 @@ func (r *Room) complete(k *sock, hole *blackhole, leg netip.AddrPort, ask wire.D
 // for it as soon as the shutdown wakes it.
 func (r *Room) fail(k *sock, errno unix.Errno, again func() (int, error)) {
 	r.mu.Lock()
-	k.state, k.errno, k.since = failed, errno, time.Now()
-	r.dead = append(r.dead, k)
+	still := r.socks[k.cookie] == k // else it was dissolved, and may connect elsewhere by now
+	if still {
+		k.state, k.errno, k.since = failed, errno, time.Now()
+		r.dead = append(r.dead, k)
+	}
 	r.mu.Unlock()
+	if !still {
+		return
+	}
 	fd, err := again()
 	if err != nil {
 		// Closed, or moved to another descriptor: then the kernel's own time-out ends it.
