@@ -218,3 +218,18 @@ p.modify(s, select.POLLIN); p.poll(5000); print(s.recv(5))
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
+
+func TestARefusalReachesASocketWhoseThreadHasEnded(t *testing.T) {
+	p := &nearPod{delay: 300 * time.Millisecond, errno: map[string]syscall.Errno{"10.9.9.9:81": syscall.ECONNREFUSED}}
+	got := python(t, p, `
+import errno, select, socket, threading
+def begin(s): s.setblocking(False); print(errno.errorcode[s.connect_ex(("10.9.9.9",81))])
+def end(s):
+    p=select.poll(); p.register(s, select.POLLOUT)
+    print(bool(p.poll(5000)), errno.errorcode.get(s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)))
+s=socket.socket(); t=threading.Thread(target=begin, args=(s,)); t.start(); t.join(); end(s)
+`)
+	if want := "EINPROGRESS\nTrue ECONNREFUSED\n"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}

@@ -112,6 +112,14 @@ func (p *pidfds) group(tid int) (g process, ok bool) {
 	return t.group, true
 }
 
+// process returns the number of the process of a thread that waits in a call.
+func (p *pidfds) process(tid int) (int, error) {
+	if g, ok := p.group(tid); ok {
+		return g.tgid, nil
+	}
+	return threadGroup(tid)
+}
+
 // takeFD is getfd without a cache, for any goroutine.
 func takeFD(tid, fd int) (int, error) {
 	pfd, err := unix.PidfdOpen(tid, sys.PidfdThread)
@@ -202,14 +210,23 @@ func (s *Supervisor) socket(t *task) *intercept.Socket {
 		return nil
 	}
 	sock.Nonblock = flags&unix.O_NONBLOCK != 0
-	tid, cookie := t.tid, sock.Cookie
-	sock.Again = func() (int, error) { return again(tid, num, cookie) }
+	tid, group, cookie := t.tid, t.tid, sock.Cookie
+	if t.nr == unix.SYS_CONNECT { // whose answer may come when the thread is gone
+		if g, err := s.pids.process(tid); err == nil {
+			group = g
+		}
+	}
+	sock.Again = func() (int, error) { return again(tid, group, num, cookie) }
 	return sock
 }
 
-// again takes descriptor num of the process of thread tid, if it still is the socket.
-func again(tid, num int, cookie uint64) (int, error) {
+// again takes descriptor num of thread tid, or when that has ended of its process, if it still is the
+// socket.
+func again(tid, group, num int, cookie uint64) (int, error) {
 	fd, err := takeFD(tid, num)
+	if err == unix.ESRCH && group != tid {
+		fd, err = takeFD(group, num)
+	}
 	if err != nil {
 		return -1, err
 	}
