@@ -170,8 +170,28 @@ func threadGroup(tid int) (int, error) {
 	return id, nil
 }
 
+// netnsOf is the cookie of a socket's network namespace, 0 where the kernel does not tell.
+func netnsOf(fd int) uint64 {
+	c, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0
+	}
+	return c
+}
+
+// ownNetns is the cookie of ours.
+func ownNetns() uint64 {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	return netnsOf(fd)
+}
+
 // socket takes the socket that the call names in argument 0. nil means that the call has been
-// answered: it is no IPv4 or IPv6 socket, so the kernel runs the call, or it cannot be taken.
+// answered: it is no IPv4 or IPv6 socket, or one of a network namespace that the program made, in which
+// neither pod nor laptop are, so the kernel runs the call; or it cannot be taken.
 func (s *Supervisor) socket(t *task) *intercept.Socket {
 	num := t.fd(0)
 	if num < 0 {
@@ -195,6 +215,11 @@ func (s *Supervisor) socket(t *task) *intercept.Socket {
 	}
 	family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	if err != nil || family != unix.AF_INET && family != unix.AF_INET6 {
+		unix.Close(fd)
+		s.l.Continue(t.id)
+		return nil
+	}
+	if s.netns != 0 && netnsOf(fd) != s.netns {
 		unix.Close(fd)
 		s.l.Continue(t.id)
 		return nil
