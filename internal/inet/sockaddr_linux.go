@@ -61,6 +61,24 @@ func Any(ipv6 bool) netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
+// Reach is the address at which a listener bound to local is reached from its own machine.
+func Reach(local netip.AddrPort) netip.AddrPort {
+	a := local.Addr()
+	switch {
+	case a == netip.IPv6Unspecified():
+		// An IPv6 wildcard takes IPv4 too unless it is V6ONLY; ::1 is right for both.
+		a = Loopback(true)
+	case a.IsUnspecified():
+		a = Loopback(false)
+	case a.Is4In6():
+		a = a.Unmap()
+		if a.IsUnspecified() {
+			a = Loopback(false)
+		}
+	}
+	return netip.AddrPortFrom(a, local.Port())
+}
+
 // Append encodes addr as struct sockaddr_in or sockaddr_in6 for a socket of the family.
 func Append(b []byte, family int, addr netip.AddrPort) []byte {
 	if family == unix.AF_INET {

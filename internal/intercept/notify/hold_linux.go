@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stead-dev/stead/internal/intercept"
 	"github.com/stead-dev/stead/internal/sys"
 )
 
@@ -31,7 +32,7 @@ type hold struct {
 	t      *task
 	since  time.Time
 	looked time.Time
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 }
 
 // The first second of a hold is looked at often, so that Ctrl-C feels immediate where it matters
@@ -52,10 +53,10 @@ func (h *holds) start(l sys.Listener) {
 
 // add runs f on a goroutine that stop waits for.
 func (h *holds) add(t *task, f func(context.Context)) {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	h.mu.Lock()
 	if h.closed {
-		cancel()
+		cancel(nil)
 	}
 	h.byID[t.id] = &hold{t: t, since: time.Now(), cancel: cancel}
 	h.running.Add(1)
@@ -70,7 +71,7 @@ func (h *holds) add(t *task, f func(context.Context)) {
 			h.mu.Lock()
 			delete(h.byID, t.id)
 			h.mu.Unlock()
-			cancel()
+			cancel(nil)
 		}()
 		f(ctx)
 	}()
@@ -81,7 +82,7 @@ func (h *holds) stop() {
 	h.mu.Lock()
 	h.closed = true
 	for _, x := range h.byID {
-		x.cancel()
+		x.cancel(nil)
 	}
 	h.mu.Unlock()
 	close(h.done)
@@ -124,8 +125,10 @@ func (h *holds) look(now time.Time) {
 	}
 	h.mu.Unlock()
 	for _, x := range due {
-		if !h.l.Valid(x.t.id) || signalPending(x.t.tid) {
-			x.cancel()
+		if !h.l.Valid(x.t.id) {
+			x.cancel(nil)
+		} else if signalPending(x.t.tid) {
+			x.cancel(intercept.Signalled)
 		}
 	}
 }

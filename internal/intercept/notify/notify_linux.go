@@ -23,6 +23,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -43,10 +44,12 @@ type Supervisor struct {
 	cwds   cwds
 	path   [maxPath]byte // of the call at hand
 
-	pids pidfds
+	pids  pidfds
+	netns uint64 // see netnsOf
 
-	holds holds
-	left  leftovers
+	holds  holds
+	left   leftovers
+	taking sync.Mutex // held while a datagram is taken, by any goroutine; never over a wait
 
 	ending   atomic.Bool
 	receiver chan int      // the receiver's thread
@@ -56,7 +59,7 @@ type Supervisor struct {
 // Start begins to answer the calls that arrive on the listener, which it owns from now on. tree is
 // for Options.Paths, else nil.
 func Start(l sys.Listener, h intercept.Handler, tree intercept.Tree) (*Supervisor, error) {
-	s := &Supervisor{l: l, h: h, tree: tree, receiver: make(chan int, 1), received: make(chan struct{})}
+	s := &Supervisor{l: l, h: h, tree: tree, netns: ownNetns(), receiver: make(chan int, 1), received: make(chan struct{})}
 	s.copies, _ = tree.(intercept.Copies)
 	if tree != nil {
 		if err := s.cwds.init(tree.Root()); err != nil {

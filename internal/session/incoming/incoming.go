@@ -48,24 +48,31 @@ type Room struct {
 	mu    sync.Mutex
 	bound map[uint64]netip.AddrPort // by cookie: what the program asked for where bind gave another port
 	ports map[uint16]*port          // listening, by the port that the program believes in
-	here  map[uint16]bool           // TCP ports on which the program really listens
-	udp   map[uint16]uint64         // UDP ports to which the program is bound, with the socket's inode
+	here  map[uint16]time.Time      // TCP ports on which the program really listens, and since when
+	udp   map[uint16]bound          // UDP ports to which the program is bound
 	legs  map[netip.AddrPort]wire.Incoming
-	notes uint64 // how often a socket was noted, in ports, here or udp
+
+	released bool // no port is asked for any more
 }
 
 // port is one subscription and where its connections go.
 type port struct {
-	local  netip.AddrPort // the program's listener on the laptop
-	inodes map[uint64]bool
-	sub    *pod.Subscription // nil until the agent has answered
+	local  netip.AddrPort       // the program's listener on the laptop
+	inodes map[uint64]time.Time // of its sockets, and since when
+	sub    *pod.Subscription    // nil until the agent has answered
+}
+
+// bound is a UDP socket of the program's.
+type bound struct {
+	inode uint64
+	since time.Time
 }
 
 // New makes an empty room; SetPod must be called before the program runs.
 func New(c Config) *Room {
 	r := &Room{
 		c: c, bound: make(map[uint64]netip.AddrPort), ports: make(map[uint16]*port),
-		here: make(map[uint16]bool), udp: make(map[uint16]uint64), legs: make(map[netip.AddrPort]wire.Incoming),
+		here: make(map[uint16]time.Time), udp: make(map[uint16]bound), legs: make(map[netip.AddrPort]wire.Incoming),
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	r.work.Add(1)
@@ -96,11 +103,11 @@ func (r *Room) Drain(ctx context.Context) {
 func (r *Room) release() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.released = true
 	for n, p := range r.ports {
-		if p.sub != nil { // else subscribe gives it back
+		if delete(r.ports, n); p.sub != nil { // else subscribe gives it back
 			p.sub.Close()
 		}
-		delete(r.ports, n)
 	}
 }
 
@@ -116,7 +123,8 @@ func (r *Room) OwnTCP(n uint16) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	_, virtual := r.ports[n]
-	return r.here[n] && !r.exchangedLocked(n) || virtual && !r.exchangedLocked(n)
+	_, here := r.here[n]
+	return (here || virtual) && !r.exchangedLocked(n)
 }
 
 // exchangedLocked says whether the program's port n is another one on the laptop, so that a

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,31 +76,6 @@ func TestAProgramThatEndsWhileItsPortIsAskedForLeavesNoSubscription(t *testing.T
 	}
 }
 
-// The kernel's tables are older than what was noted while they were read.
-func TestAListenWhileTheProgramsListenersAreLookedForKeepsItsPort(t *testing.T) {
-	r, d := newRoom(t)
-	d.answer <- wire.Reply{ID: 7}
-	var port uint16
-	r.sweep(func(network string, f func(inet.Row)) error {
-		err := inet.Sockets(network, f)
-		if network == "udp" {
-			var end func()
-			port, end = listens(t, r)
-			end()
-		}
-		return err
-	})
-	r.sweep(inet.Sockets)
-	select {
-	case <-d.closed:
-		t.Error("the port was given back")
-	default:
-	}
-	if !r.OwnTCP(port) {
-		t.Error("the program does not listen on it")
-	}
-}
-
 // The agent catches connections from the moment that it has the port, which the program is told later.
 func TestAConnectionThatComesBeforeTheAnswerReachesTheProgram(t *testing.T) {
 	r, d := newRoom(t)
@@ -132,4 +108,63 @@ func TestAConnectionThatComesBeforeTheAnswerReachesTheProgram(t *testing.T) {
 	end()
 	r.release()
 	<-d.closed
+}
+
+// socket is a program's.
+func socket(t *testing.T, kind int) *intercept.Socket {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &intercept.Socket{FD: fd, Cookie: cookie, Family: unix.AF_INET, Type: kind}
+}
+
+// name is what the kernel says of a socket's own end.
+func name(t *testing.T, s *intercept.Socket) netip.AddrPort {
+	t.Helper()
+	sa, err := unix.Getsockname(s.FD)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return inet.FromUnix(sa)
+}
+
+// readyPod is an agent that gives every port.
+type readyPod struct{}
+
+func (readyPod) Subscribe(context.Context, wire.Subscribe) (*pod.Subscription, wire.Reply, error) {
+	return pod.NewSubscription(1, func() {}), wire.Reply{ID: 1}, nil
+}
+
+// The kernel's tables are read while the program goes on.
+func TestASocketIsGoneOnlyWhenTablesThatAreYoungerLackIt(t *testing.T) {
+	r := New(Config{Mode: wire.Steal, Pod: readyPod{}, Trouble: func(err error) { t.Error(err) }})
+	defer r.Close()
+	before := tables{at: time.Now()}
+	l, u := socket(t, unix.SOCK_STREAM), socket(t, unix.SOCK_DGRAM)
+	if o := r.Listen(l, 1).Later(context.Background()); o.Errno != 0 {
+		t.Fatal(o.Errno)
+	}
+	if o := r.Bind(u, netip.MustParseAddrPort("127.0.0.1:0")); o.Errno != 0 {
+		t.Fatal(o.Errno)
+	}
+	tcp, udp := name(t, l).Port(), name(t, u).Port()
+	for _, c := range []struct {
+		tables tables
+		there  bool
+	}{{before, true}, {before, true}, {tables{at: time.Now()}, false}} {
+		r.giveBack(c.tables)
+		r.mu.Lock()
+		subscribed := r.ports[tcp] != nil
+		r.mu.Unlock()
+		if subscribed != c.there || r.OwnTCP(tcp) != c.there || r.OwnUDP(udp) != c.there {
+			t.Errorf("subscribed %v, own TCP %v, own UDP %v, want all %v", subscribed, r.OwnTCP(tcp), r.OwnUDP(udp), c.there)
+		}
+	}
 }

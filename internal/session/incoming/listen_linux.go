@@ -79,8 +79,7 @@ func (r *Room) bindUDP(s *intercept.Socket, at netip.AddrPort) intercept.Outcome
 		return intercept.Outcome{}
 	}
 	r.mu.Lock()
-	r.udp[inet.FromUnix(sa).Port()] = st.Ino
-	r.notes++
+	r.udp[inet.FromUnix(sa).Port()] = bound{st.Ino, time.Now()}
 	r.mu.Unlock()
 	return intercept.Outcome{}
 }
@@ -105,12 +104,12 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	if at, ok := r.bound[s.Cookie]; ok {
 		believed = at.Port()
 	}
-	r.here[local.Port()] = true
-	r.notes++
+	now := time.Now()
+	r.here[local.Port()] = now
 	p := r.ports[believed]
 	if p != nil { // SO_REUSEPORT, or a second listen
-		p.inodes[st.Ino] = true
-		p.local = reach(local)
+		p.inodes[st.Ino] = now
+		p.local = inet.Reach(local)
 		r.mu.Unlock()
 		return intercept.Outcome{}
 	}
@@ -118,13 +117,17 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	if r.c.Mode == "" {
 		return intercept.Outcome{}
 	}
-	p = &port{local: reach(local), inodes: map[uint64]bool{st.Ino: true}}
-	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome { return r.subscribe(ctx, believed, p) }}
+	p = &port{local: inet.Reach(local), inodes: map[uint64]time.Time{st.Ino: now}}
+	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
+		ctx, cancel := intercept.Patient(ctx)
+		defer cancel()
+		return r.subscribe(ctx, believed, p)
+	}}
 }
 
 func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.Outcome {
 	r.mu.Lock()
-	if r.ports[number] != nil {
+	if r.ports[number] != nil || r.released {
 		r.mu.Unlock()
 		return intercept.Outcome{}
 	}
@@ -161,24 +164,6 @@ func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.
 		return intercept.Fail(errno)
 	}
 	return intercept.Outcome{}
-}
-
-// reach is the address at which a listener bound to local is reached from the laptop itself.
-func reach(local netip.AddrPort) netip.AddrPort {
-	a := local.Addr()
-	switch {
-	case a == netip.IPv6Unspecified():
-		// An IPv6 wildcard takes IPv4 too unless it is V6ONLY; ::1 is right for both.
-		a = inet.Loopback(true)
-	case a.IsUnspecified():
-		a = inet.Loopback(false)
-	case a.Is4In6():
-		a = a.Unmap()
-		if a.IsUnspecified() {
-			a = inet.Loopback(false)
-		}
-	}
-	return netip.AddrPortFrom(a, local.Port())
 }
 
 // noteLeg binds our socket and tells its address before it connects.
@@ -267,50 +252,58 @@ func (r *Room) watch() {
 		idle := len(r.ports) == 0 && len(r.udp) == 0 && len(r.here) == 0
 		r.mu.Unlock()
 		if !idle {
-			r.sweep(inet.Sockets)
+			r.sweep()
 		}
 	}
 }
 
-// sweep looks through the tables that sockets reads. What is noted meanwhile is younger than they are:
-// then it is for the next time.
-func (r *Room) sweep(sockets func(network string, f func(inet.Row)) error) {
-	r.mu.Lock()
-	before := r.notes
-	r.mu.Unlock()
-	listening, inodes, udp := make(map[uint16]bool), make(map[uint64]bool), make(map[uint64]bool)
-	err := sockets("tcp", func(s inet.Row) {
-		listening[s.Port], inodes[s.Inode] = true, true
-	})
-	if err != nil || sockets("udp", func(s inet.Row) { udp[s.Inode] = true }) != nil {
-		return
+func (r *Room) sweep() {
+	if t, err := look(); err == nil {
+		r.giveBack(t)
 	}
+}
+
+// tables are the sockets of the laptop, as the kernel tells them. What came after at may be missing.
+type tables struct {
+	at        time.Time
+	listening map[uint16]bool
+	tcp, udp  map[uint64]bool // inodes
+}
+
+func look() (tables, error) {
+	t := tables{at: time.Now(), listening: make(map[uint16]bool), tcp: make(map[uint64]bool), udp: make(map[uint64]bool)}
+	err := inet.Sockets("tcp", func(s inet.Row) {
+		t.listening[s.Port], t.tcp[s.Inode] = true, true
+	})
+	if err == nil {
+		err = inet.Sockets("udp", func(s inet.Row) { t.udp[s.Inode] = true })
+	}
+	return t, err
+}
+
+// giveBack forgets what is not there any more.
+func (r *Room) giveBack(t tables) {
+	gone := func(there bool, since time.Time) bool { return !there && since.Before(t.at) }
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.notes != before {
-		return
-	}
 	for n, p := range r.ports {
-		alive := false
-		for ino := range p.inodes {
-			if inodes[ino] {
-				alive = true
-			} else {
+		for ino, since := range p.inodes {
+			if gone(t.tcp[ino], since) {
 				delete(p.inodes, ino)
 			}
 		}
-		if !alive && p.sub != nil {
+		if len(p.inodes) == 0 && p.sub != nil {
 			p.sub.Close()
 			delete(r.ports, n)
 		}
 	}
-	for n := range r.here {
-		if !listening[n] {
+	for n, since := range r.here {
+		if gone(t.listening[n], since) {
 			delete(r.here, n)
 		}
 	}
-	for n, ino := range r.udp {
-		if !udp[ino] {
+	for n, u := range r.udp {
+		if gone(t.udp[u.inode], u.since) {
 			delete(r.udp, n)
 		}
 	}

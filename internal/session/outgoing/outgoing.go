@@ -5,7 +5,8 @@
 // be allowed to see of that (names, errors) is answered from the table here, by SO_COOKIE.
 //
 // A blocking connect is held until the pod's kernel has answered, then the program's socket is
-// connected to a listener of ours, which succeeds at once.
+// connected to a listener of ours, which succeeds at once. One that a signal interrupts goes on as a
+// non-blocking one.
 //
 // A non-blocking connect must return at once and complete later, with the pod's answer. Neither
 // connecting the loopback leg at once (it would complete too early, a refusal would come as a
@@ -75,8 +76,9 @@ type Room struct {
 	hole4, hole6   *blackhole
 
 	mu    sync.Mutex
-	socks map[uint64]*sock // TCP, by cookie
-	dead  []*sock          // failed ones, oldest first: their program may never ask
+	socks map[uint64]*sock         // TCP, by cookie
+	dead  []*sock                  // failed ones, oldest first: their program may never ask
+	legs  map[netip.AddrPort]*sock // the pending ones, by their end of the loopback
 
 	udp udpTable
 }
@@ -84,10 +86,12 @@ type Room struct {
 // sock is what is known of one of the program's TCP sockets. Guarded by Room.mu.
 type sock struct {
 	cookie      uint64
+	family      int // of a pending one
 	state       state
 	peer, local netip.AddrPort
 	errno       syscall.Errno // of a failed one; 0 when the program has been told
 	since       time.Time
+	done        chan struct{} // closed when it is pending no more; nil where it never was
 }
 
 type state uint8
@@ -103,7 +107,7 @@ const deadAge = 2 * time.Minute
 
 // New opens the listeners on the laptop's loopback.
 func New(c Config) (*Room, error) {
-	r := &Room{c: c, socks: make(map[uint64]*sock)}
+	r := &Room{c: c, socks: make(map[uint64]*sock), legs: make(map[netip.AddrPort]*sock)}
 	r.SetNetwork(c.Network)
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	if err := r.open(); err != nil {
