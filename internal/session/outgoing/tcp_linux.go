@@ -46,6 +46,9 @@ func (r *Room) connectTCP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 	if s.Family == unix.AF_INET && !to.Addr().Is4() {
 		return intercept.Continue // EAFNOSUPPORT or EINVAL
 	}
+	if to.Addr().Is4In6() && v6only(s) {
+		return intercept.Continue // ENETUNREACH
+	}
 	d := r.network.Load().Policy.Destination(to, r.c.OwnTCP)
 	if d.Where == policy.Laptop {
 		return intercept.Continue
@@ -147,7 +150,7 @@ func (r *Room) connectSoon(s *intercept.Socket, to netip.AddrPort, ask wire.Dial
 			errno = errLost
 		}
 		if errno != 0 {
-			r.fail(k, errno, again)
+			r.fail(k, errno, again, hole)
 			return
 		}
 		r.mu.Lock()
@@ -164,9 +167,9 @@ func (r *Room) connectSoon(s *intercept.Socket, to netip.AddrPort, ask wire.Dial
 	return intercept.Fail(unix.EINPROGRESS)
 }
 
-// fail ends a pending connect with the pod's errno. The errno is noted first: the program asks
-// for it as soon as the shutdown wakes it.
-func (r *Room) fail(k *sock, errno unix.Errno, again func() (int, error)) {
+// fail ends a pending connect with the pod's errno. The errno is noted first: the program asks for it
+// as soon as the shutdown wakes it. A refusal is our kernel's own in the end, and nothing is noted then.
+func (r *Room) fail(k *sock, errno unix.Errno, again func() (int, error), hole *blackhole) {
 	r.mu.Lock()
 	k.state, k.errno, k.since = failed, errno, time.Now()
 	r.dead = append(r.dead, k)
@@ -177,7 +180,15 @@ func (r *Room) fail(k *sock, errno unix.Errno, again func() (int, error)) {
 		return
 	}
 	defer unix.Close(fd)
-	_ = unix.Shutdown(fd, unix.SHUT_RDWR)
+	if errno != unix.ECONNREFUSED {
+		_ = unix.Shutdown(fd, unix.SHUT_RDWR)
+		return
+	}
+	r.mu.Lock() // the program may ask, or connect again, when both steps are done
+	defer r.mu.Unlock()
+	if hole.refuse(fd) && r.socks[k.cookie] == k {
+		delete(r.socks, k.cookie)
+	}
 }
 
 // relay carries the bytes until both directions have ended. It owns conn and stream.
