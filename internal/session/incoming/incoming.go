@@ -46,24 +46,43 @@ type Room struct {
 	live atomic.Int32 // connections
 
 	mu    sync.Mutex
-	bound map[uint64]netip.AddrPort // by cookie: what the program asked for where bind gave another port
+	bound map[uint64]netip.AddrPort // by cookie: what the program asked for where bind gave another address or port
+	given map[uint16]uint16         // the port that was given last for one that the laptop did not give
 	ports map[uint16]*port          // listening, by the port that the program believes in
 	here  map[uint16]bool           // TCP ports on which the program really listens
 	udp   map[uint16]uint64         // UDP ports to which the program is bound, with the socket's inode
 	legs  map[netip.AddrPort]wire.Incoming
 }
 
-// port is one subscription and where its connections go.
+// port is one subscription and where its connections go: to one of the program's listeners, by inode.
 type port struct {
-	local  netip.AddrPort // the program's listener on the laptop
-	inodes map[uint64]bool
-	sub    *pod.Subscription
+	listeners map[uint64]listener
+	sub       *pod.Subscription
+}
+
+type listener struct {
+	at   netip.AddrPort // where it is reached from the laptop itself
+	ipv6 bool           // its socket's family; such a one may take IPv4, too
+}
+
+// order is the listeners as they are to be tried for a connection to the address called: first those of
+// its family, as the kernel would. Equal ones, which SO_REUSEPORT makes, have turns by chance.
+func order(listeners map[uint64]listener, called netip.Addr) []netip.AddrPort {
+	var own, other []netip.AddrPort
+	for _, l := range listeners {
+		if l.ipv6 == called.Unmap().Is6() {
+			own = append(own, l.at)
+		} else {
+			other = append(other, l.at)
+		}
+	}
+	return append(own, other...)
 }
 
 // New makes an empty room; SetPod must be called before the program runs.
 func New(c Config) *Room {
 	r := &Room{
-		c: c, bound: make(map[uint64]netip.AddrPort), ports: make(map[uint16]*port),
+		c: c, bound: make(map[uint64]netip.AddrPort), given: make(map[uint16]uint16), ports: make(map[uint16]*port),
 		here: make(map[uint16]bool), udp: make(map[uint16]uint64), legs: make(map[netip.AddrPort]wire.Incoming),
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
@@ -108,19 +127,14 @@ func (r *Room) Close() {
 	r.work.Wait()
 }
 
-// OwnTCP says whether the program itself listens on the port.
-func (r *Room) OwnTCP(n uint16) bool {
+// OwnTCP says whether the program itself listens on the port, and on which of the laptop's that is.
+func (r *Room) OwnTCP(n uint16) (real uint16, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_, virtual := r.ports[n]
-	return r.here[n] && !r.exchangedLocked(n) || virtual && !r.exchangedLocked(n)
-}
-
-// exchangedLocked says whether the program's port n is another one on the laptop, so that a
-// connection to n on the laptop would reach somebody else.
-func (r *Room) exchangedLocked(n uint16) bool {
-	p := r.ports[n]
-	return p != nil && p.local.Port() != n
+	if real, ok = r.given[n]; ok && r.here[real] {
+		return real, true
+	}
+	return n, r.here[n]
 }
 
 // OwnUDP says whether the program is bound to the UDP port.
@@ -156,35 +170,41 @@ func (r *Room) Serve(stream tunnel.Stream, in wire.Incoming) {
 
 const refused = 111 // ECONNREFUSED on Linux, whatever system we run on
 
-// connect reaches the program's listener, with the leg noted before the program can accept it.
-func (r *Room) connect(in wire.Incoming) (net.Conn, func(), error) {
+// connect reaches one of the program's listeners. One that it closed a moment ago is still in the table.
+func (r *Room) connect(in wire.Incoming) (conn net.Conn, undo func(), err error) {
 	r.mu.Lock()
 	p := r.ports[in.Local.Port()]
 	if p == nil || p.sub == nil || p.sub.ID != in.Subscription {
 		p = r.bySubscriptionLocked(in.Subscription)
 	}
-	var to netip.AddrPort
+	var to []netip.AddrPort
 	if p != nil {
-		to = p.local
+		to = order(p.listeners, in.Local.Addr())
 	}
 	r.mu.Unlock()
-	if p == nil {
-		return nil, nil, fmt.Errorf("no listener for subscription %d", in.Subscription)
+	err = fmt.Errorf("no listener for subscription %d", in.Subscription)
+	for _, at := range to {
+		if conn, undo, err = r.dial(in, at); err == nil {
+			break
+		}
 	}
+	return conn, undo, err
+}
+
+// dial connects to a listener of the program's, with the leg noted before the program can accept it.
+func (r *Room) dial(in wire.Incoming, to netip.AddrPort) (net.Conn, func(), error) {
 	var leg netip.AddrPort
 	noted := false
 	d := net.Dialer{
-		Timeout:   5 * time.Second,
-		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(to.Addr(), 0)),
-		ControlContext: noteLeg(func(at netip.AddrPort) {
+		Timeout: 5 * time.Second,
+		ControlContext: noteLeg(to.Addr(), func(at netip.AddrPort) {
 			leg, noted = at, true
 			r.mu.Lock()
 			r.legs[leg] = in
 			r.mu.Unlock()
-		}, to.Addr()),
+		}),
 	}
 	d.SetMultipathTCP(false)
-	d.LocalAddr = nil // bound by noteLeg
 	undo := func() {
 		if noted {
 			r.mu.Lock()

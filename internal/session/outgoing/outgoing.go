@@ -55,9 +55,11 @@ type Network struct {
 type Config struct {
 	Pod     Pod
 	Network Network
-	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port.
-	OwnTCP, OwnUDP func(port uint16) bool
-	Trouble        func(error)
+	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port; real is the
+	// laptop's that it has in its place.
+	OwnTCP  func(port uint16) (real uint16, ok bool)
+	OwnUDP  func(port uint16) bool
+	Trouble func(error)
 }
 
 // Room keeps the program's outgoing sockets.

@@ -49,15 +49,40 @@ func (r *Room) connectTCP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 	if to.Addr().Is4In6() && v6only(s) {
 		return intercept.Continue // ENETUNREACH
 	}
-	d := r.network.Load().Policy.Destination(to, r.c.OwnTCP)
+	real := to.Port()
+	d := r.network.Load().Policy.Destination(to, func(port uint16) (own bool) {
+		real, own = r.c.OwnTCP(port)
+		return own
+	})
 	if d.Where == policy.Laptop {
-		return intercept.Continue
+		return onLaptop(s, to, real)
 	}
 	ask := wire.Dial{Network: "tcp", To: d.To, Bind: r.bound(s)}
 	if s.Nonblock && s.Protocol == unix.IPPROTO_TCP {
 		return r.connectSoon(s, to, ask)
 	}
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome { return r.connectNow(ctx, s, to, ask) }}
+}
+
+// onLaptop leaves a connection to the kernel, but for one to a port of the program's own that was
+// exchanged.
+func onLaptop(s *intercept.Socket, to netip.AddrPort, real uint16) intercept.Outcome {
+	if real == to.Port() {
+		return intercept.Continue
+	}
+	connect := func(context.Context) intercept.Outcome {
+		err := ignoringEINTR(func() error {
+			return unix.Connect(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(to.Addr(), real)))
+		})
+		if err != nil {
+			return intercept.Fail(err.(unix.Errno))
+		}
+		return intercept.Outcome{}
+	}
+	if s.Nonblock {
+		return connect(nil)
+	}
+	return intercept.Outcome{Later: connect}
 }
 
 // bound is the local port that the program chose before connect, if it did.

@@ -53,6 +53,20 @@ def mapped():
     s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     yield err(s.connect, ("::ffff:" + DB[0], 5432))
 
+@case
+def bound():
+    """to the pod's own address"""
+    for a in ("10.244.0.11", "fd00:244::11"):
+        l = socket.socket(family(a))
+        l.bind((a, 7700))
+        l.listen()
+        yield l.getsockname()
+        c = socket.socket(family(a))
+        c.bind((a, 0))
+        yield c.getsockname()[0], c.getsockname()[1] != 0
+        c.connect((DB[":" in a], 5432))
+        yield c.getsockname()[0], c.getpeername()
+
 for f in cases:
     if not sys.argv[1:] or f.__name__ in sys.argv[1:]:
         for line in f():
