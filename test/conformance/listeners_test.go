@@ -3,6 +3,9 @@ package conformance
 import (
 	"bufio"
 	"net"
+	"os"
+	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -134,4 +137,58 @@ except OSError as e: print(errno.errorcode[e.errno])
 			t.Errorf("%s: the program itself reached %s, want %s", mode, got, want)
 		}
 	}
+}
+
+// A client that closes first leaves our end of the way to the program in TIME_WAIT for a minute.
+func TestMoreConnectionsAreStolenThanALoopbackAddressHasPorts(t *testing.T) {
+	b := &bed.Bed{Stead: stead, T: t, Env: append(os.Environ(), "STEAD_PLAYGROUND=conformance-ports")}
+	holder := exec.Command("unshare", "--net", "--kill-child", "--fork", "sh", "-c", "ip link set lo up && echo 40000 40063 > /proc/sys/net/ipv4/ip_local_port_range && echo up && exec sleep 1000")
+	out, err := holder.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { holder.Process.Kill(); holder.Wait() }()
+	if l, _ := bufio.NewReader(out).ReadString('\n'); l != "up\n" {
+		t.Fatalf("a machine with few ports: %q", l)
+	}
+	child, err := exec.Command("pgrep", "-P", strconv.Itoa(holder.Process.Pid)).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Before = []string{"nsenter", "--net", "--target", strings.TrimSpace(string(child)), "--"}
+	if r := b.Run("playground", "up", "--detach"); r.Code != 0 {
+		t.Fatal(r.Stderr)
+	}
+	defer b.Run("playground", "down")
+	_, end := session(t, b, "--steal", `
+import socket, sys, threading
+l = socket.create_server(("", 8080))
+def loop():
+    while True:
+        c, a = l.accept()
+        c.sendall(b"program")
+        c.recv(1)
+        c.close()
+threading.Thread(target=loop, daemon=True).start()
+print("up")
+sys.stdin.read()
+`)
+	r := b.Run("playground", "exec", "client", "--", "python3", "-c", `
+import socket
+n = 0
+for i in range(300):
+    with socket.create_connection(("10.244.0.11", 8080), 20) as c:
+        c.settimeout(5)
+        try: n += c.recv(100) == b"program"
+        except TimeoutError: pass
+    if n <= i: break
+print(n)
+`)
+	if r.Stdout != "300\n" {
+		t.Errorf("%s of 300 connections came to the program: %s", strings.TrimSpace(r.Stdout), r.Stderr)
+	}
+	end()
 }

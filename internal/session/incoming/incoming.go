@@ -45,6 +45,8 @@ type Room struct {
 	work sync.WaitGroup
 	live atomic.Int32 // connections
 
+	sources atomic.Uint32 // legs so far, see source
+
 	mu    sync.Mutex
 	bound map[uint64]netip.AddrPort // by cookie: what the program asked for where bind gave another address or port
 	given map[uint16]uint16         // the port that was given last for one that the laptop did not give
@@ -197,7 +199,7 @@ func (r *Room) dial(in wire.Incoming, to netip.AddrPort) (net.Conn, func(), erro
 	noted := false
 	d := net.Dialer{
 		Timeout: 5 * time.Second,
-		ControlContext: noteLeg(to.Addr(), func(at netip.AddrPort) {
+		ControlContext: noteLeg(r.source(to.Addr()), func(at netip.AddrPort) {
 			leg, noted = at, true
 			r.mu.Lock()
 			r.legs[leg] = in
@@ -218,6 +220,17 @@ func (r *Room) dial(in wire.Incoming, to netip.AddrPort) (net.Conn, func(), erro
 		return nil, nil, err
 	}
 	return conn, undo, nil
+}
+
+// source is the address of our end of the next leg. Each has a port of its own, for that names the client;
+// and where the client closes first it stays in TIME_WAIT for a minute. So the legs have the
+// addresses of 127.0.0.0/16 in turn, each with all of its ports.
+func (r *Room) source(to netip.Addr) netip.Addr {
+	if !to.Is4() || !to.IsLoopback() {
+		return to // the laptop's address, from itself
+	}
+	n := 1 + r.sources.Add(1)%65000
+	return netip.AddrFrom4([4]byte{127, 0, byte(n >> 8), byte(n)})
 }
 
 func (r *Room) bySubscriptionLocked(id uint64) *port {

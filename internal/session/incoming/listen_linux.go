@@ -145,7 +145,7 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 		believed = at.Port()
 	}
 	r.here[local.Port()] = true
-	l := listener{at: reach(local), ipv6: s.Family == unix.AF_INET6}
+	l := listener{at: reach(local, v6only(s)), ipv6: s.Family == unix.AF_INET6}
 	p := r.ports[believed]
 	if p != nil { // another family, SO_REUSEPORT, or a second listen
 		p.listeners[st.Ino] = l
@@ -198,15 +198,20 @@ func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.
 }
 
 // reach is the address at which a listener bound to local is reached from the laptop itself.
-func reach(local netip.AddrPort) netip.AddrPort {
+func reach(local netip.AddrPort, only6 bool) netip.AddrPort {
 	a := local.Addr()
 	if a == netip.IPv6Unspecified() {
-		a = inet.Loopback(true) // which is right for one that takes IPv4 too
+		a = inet.Loopback(only6) // IPv4's where it can be, for it has more addresses
 	}
 	if a = a.Unmap(); a == netip.IPv4Unspecified() {
 		a = inet.Loopback(false)
 	}
 	return netip.AddrPortFrom(a, local.Port())
+}
+
+func v6only(s *intercept.Socket) bool {
+	v, err := unix.GetsockoptInt(s.FD, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+	return err == nil && v != 0
 }
 
 // noteLeg binds our socket and tells its address before it connects.
