@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stead-dev/stead/test/internal/bed"
 )
@@ -189,6 +190,40 @@ print(n)
 `)
 	if r.Stdout != "300\n" {
 		t.Errorf("%s of 300 connections came to the program: %s", strings.TrimSpace(r.Stdout), r.Stderr)
+	}
+	end()
+}
+
+// As with a program that a debugger has stopped.
+func TestClientsWaitForAProgramThatDoesNotAccept(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-queue")
+	say, end := session(t, b, "--steal", answering+`
+l = listener(socket.AF_INET, "", backlog=0)
+print("up")
+input()
+serve("late", l)
+print("serving")
+input()
+`)
+	answers := make(chan string)
+	for range 4 {
+		go func() {
+			r := b.Command("playground", "exec", "client", "--", "curl", "-sS", "-m", "60", "http://10.244.0.11:8080/")
+			out, _ := r.Output()
+			answers <- string(out)
+		}()
+	}
+	select {
+	case a := <-answers:
+		t.Errorf("somebody answered %q while the program did not accept", a)
+		go func() { answers <- a }()
+	case <-time.After(7 * time.Second): // longer than what is waited for a listener that is gone
+	}
+	say("")
+	for range 4 {
+		if a := <-answers; a != "late program: from 10.244.0.13\n" {
+			t.Errorf("answered %q", a)
+		}
 	}
 	end()
 }

@@ -11,6 +11,7 @@ package incoming
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -148,15 +149,30 @@ func (r *Room) OwnUDP(n uint16) bool {
 }
 
 // Serve carries one caught connection; it owns stream and returns when the connection has ended.
+//
+// A program that listens and does not accept, in a debugger say, lets its clients wait, as it would in
+// the pod: the connection is taken, so that it does not go to the app.
 func (r *Room) Serve(stream tunnel.Stream, in wire.Incoming) {
 	conn, undo, err := r.connect(in)
+	taken := false
+	for ; waits(err); conn, undo, err = r.connect(in) {
+		if !taken && wire.Write(stream, wire.Reply{}) != nil {
+			stream.Reset(0)
+			return
+		}
+		taken = true
+	}
 	if err != nil {
+		if taken {
+			stream.Reset(0)
+			return
+		}
 		_ = wire.Write(stream, wire.Reply{Errno: refused, Error: err.Error()})
 		stream.Close()
 		return
 	}
 	defer undo()
-	if err := wire.Write(stream, wire.Reply{}); err != nil {
+	if !taken && wire.Write(stream, wire.Reply{}) != nil {
 		conn.Close()
 		stream.Reset(0)
 		return
@@ -170,7 +186,17 @@ func (r *Room) Serve(stream tunnel.Stream, in wire.Incoming) {
 	tunnel.Relay(r.ctx, conn, stream)
 }
 
-const refused = 111 // ECONNREFUSED on Linux, whatever system we run on
+const (
+	refused = 111 // ECONNREFUSED on Linux, whatever system we run on
+	// queueTimeout bounds one attempt at a listener whose queue is full.
+	queueTimeout = 5 * time.Second
+)
+
+// waits says whether a connection failed because the listener's queue is full.
+func waits(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
 
 // connect reaches one of the program's listeners. One that it closed a moment ago is still in the table.
 func (r *Room) connect(in wire.Incoming) (conn net.Conn, undo func(), err error) {
@@ -186,7 +212,7 @@ func (r *Room) connect(in wire.Incoming) (conn net.Conn, undo func(), err error)
 	r.mu.Unlock()
 	err = fmt.Errorf("no listener for subscription %d", in.Subscription)
 	for _, at := range to {
-		if conn, undo, err = r.dial(in, at); err == nil {
+		if conn, undo, err = r.dial(in, at); err == nil || waits(err) {
 			break
 		}
 	}
@@ -198,7 +224,7 @@ func (r *Room) dial(in wire.Incoming, to netip.AddrPort) (net.Conn, func(), erro
 	var leg netip.AddrPort
 	noted := false
 	d := net.Dialer{
-		Timeout: 5 * time.Second,
+		Timeout: queueTimeout,
 		ControlContext: noteLeg(r.source(to.Addr()), func(at netip.AddrPort) {
 			leg, noted = at, true
 			r.mu.Lock()
