@@ -335,7 +335,7 @@ func knock(listener *intercept.Socket) (from netip.AddrPort, err error) {
 	if err != nil {
 		return from, err
 	}
-	to := inet.Reach(inet.FromUnix(sa))
+	to := inet.Reach(inet.FromUnix(sa), true)
 	family := unix.AF_INET
 	if to.Addr().Is6() {
 		family = unix.AF_INET6

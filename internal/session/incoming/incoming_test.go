@@ -163,8 +163,8 @@ func TestASocketIsGoneOnlyWhenTablesThatAreYoungerLackIt(t *testing.T) {
 		r.mu.Lock()
 		subscribed := r.ports[tcp] != nil
 		r.mu.Unlock()
-		if subscribed != c.there || r.OwnTCP(tcp) != c.there || r.OwnUDP(udp) != c.there {
-			t.Errorf("subscribed %v, own TCP %v, own UDP %v, want all %v", subscribed, r.OwnTCP(tcp), r.OwnUDP(udp), c.there)
+		if _, own := r.OwnTCP(tcp); subscribed != c.there || own != c.there || r.OwnUDP(udp) != c.there {
+			t.Errorf("subscribed %v, own TCP %v, own UDP %v, want all %v", subscribed, own, r.OwnUDP(udp), c.there)
 		}
 	}
 }

@@ -24,37 +24,77 @@ func (r *Room) Bind(s *intercept.Socket, at netip.AddrPort) intercept.Outcome {
 	if s.Type == unix.SOCK_DGRAM {
 		return r.bindUDP(s, at)
 	}
-	if s.Type != unix.SOCK_STREAM || at.Port() == 0 {
+	if s.Type != unix.SOCK_STREAM {
 		return intercept.Continue
 	}
-	err := unix.Bind(s.FD, inet.ToUnix(s.Family, at))
+	bind := func(a netip.Addr, port uint16) error {
+		return unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(a, port)))
+	}
+	here := at.Addr()
+	err := bind(here, at.Port())
 	if err == unix.EADDRNOTAVAIL { // not one of the laptop's addresses: the pod's
-		any := inet.Any(s.Family == unix.AF_INET6)
-		err = unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(any, at.Port())))
-		at = netip.AddrPortFrom(any, at.Port())
-		if err == nil {
-			return intercept.Outcome{}
+		here = inet.Any(s.Family == unix.AF_INET6)
+		if err = bind(here, at.Port()); err == nil {
+			r.believe(s, at)
 		}
 	}
 	switch err {
 	case nil:
 		return intercept.Outcome{}
 	case unix.EADDRINUSE, unix.EACCES:
-		if r.OwnTCP(at.Port()) {
-			return intercept.Fail(unix.EADDRINUSE) // the program's own listener: as in the pod
-		}
 	default:
 		return intercept.Fail(err.(unix.Errno))
 	}
-	if err := unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(at.Addr(), 0))); err != nil {
+	// Where another socket of the program's had that port exchanged the same one is tried, so that the
+	// kernel says how the two get along, and shares connections out.
+	r.mu.Lock()
+	own, given := !r.here[at.Port()].IsZero(), r.given[at.Port()]
+	r.mu.Unlock()
+	if own {
+		return intercept.Fail(unix.EADDRINUSE) // as in the pod
+	}
+	if given != 0 {
+		if bind(here, given) == nil {
+			r.believe(s, at)
+			return intercept.Outcome{}
+		}
+		if _, own := r.OwnTCP(at.Port()); own {
+			return intercept.Fail(unix.EADDRINUSE)
+		}
+	}
+	if err := bind(here, 0); err != nil {
 		return intercept.Fail(err.(unix.Errno))
 	}
+	given = r.believe(s, at)
 	r.mu.Lock()
-	r.bound[s.Cookie] = at
+	r.given[at.Port()] = given
 	r.mu.Unlock()
-	sa, _ := unix.Getsockname(s.FD)
-	r.c.Notice(fmt.Sprintf("port %d of the laptop is taken or privileged: on the laptop the program listens on %d instead", at.Port(), inet.FromUnix(sa).Port()))
+	r.c.Notice(fmt.Sprintf("port %d of the laptop is taken or privileged: on the laptop the program listens on %d instead", at.Port(), given))
 	return intercept.Outcome{}
+}
+
+// believe notes that the program is to see the address that it asked for; it returns the port that it
+// really has.
+func (r *Room) believe(s *intercept.Socket, at netip.AddrPort) uint16 {
+	sa, err := unix.Getsockname(s.FD)
+	if err != nil {
+		return 0
+	}
+	real := inet.FromUnix(sa).Port()
+	if at.Port() == 0 {
+		at = netip.AddrPortFrom(at.Addr(), real)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.bound[s.Cookie] = at
+	return real
+}
+
+// Leaves is told that the program connects a socket: its names are another room's from now on.
+func (r *Room) Leaves(s *intercept.Socket) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.bound, s.Cookie)
 }
 
 // bindUDP notes the port, so that datagrams to the program itself stay on the laptop.
@@ -106,10 +146,10 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	}
 	now := time.Now()
 	r.here[local.Port()] = now
+	l := listener{at: inet.Reach(local, inet.V6Only(s.FD)), ipv6: s.Family == unix.AF_INET6, since: now}
 	p := r.ports[believed]
-	if p != nil { // SO_REUSEPORT, or a second listen
-		p.inodes[st.Ino] = now
-		p.local = inet.Reach(local)
+	if p != nil { // another family, SO_REUSEPORT, or a second listen
+		p.listeners[st.Ino] = l
 		r.mu.Unlock()
 		return intercept.Outcome{}
 	}
@@ -117,7 +157,7 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	if r.c.Mode == "" {
 		return intercept.Outcome{}
 	}
-	p = &port{local: inet.Reach(local), inodes: map[uint64]time.Time{st.Ino: now}}
+	p = &port{listeners: map[uint64]listener{st.Ino: l}}
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
 		ctx, cancel := intercept.Patient(ctx)
 		defer cancel()
@@ -167,22 +207,15 @@ func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.
 }
 
 // noteLeg binds our socket and tells its address before it connects.
-func noteLeg(note func(netip.AddrPort), to netip.Addr) func(context.Context, string, string, syscall.RawConn) error {
+func noteLeg(source netip.Addr, note func(netip.AddrPort)) func(context.Context, string, string, syscall.RawConn) error {
 	return func(_ context.Context, _, _ string, c syscall.RawConn) error {
 		var err error
 		cerr := c.Control(func(fd uintptr) {
 			family := unix.AF_INET
-			if to.Is6() {
+			if source.Is6() {
 				family = unix.AF_INET6
 			}
-			at := inet.Loopback(false)
-			if to.Is6() {
-				at = inet.Loopback(true)
-			}
-			if !to.IsLoopback() {
-				at = to // an address of the laptop's: from itself
-			}
-			if err = unix.Bind(int(fd), inet.ToUnix(family, netip.AddrPortFrom(at, 0))); err != nil {
+			if err = unix.Bind(int(fd), inet.ToUnix(family, netip.AddrPortFrom(source, 0))); err != nil {
 				return
 			}
 			var sa unix.Sockaddr
@@ -287,12 +320,12 @@ func (r *Room) giveBack(t tables) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for n, p := range r.ports {
-		for ino, since := range p.inodes {
-			if gone(t.tcp[ino], since) {
-				delete(p.inodes, ino)
+		for ino, l := range p.listeners {
+			if gone(t.tcp[ino], l.since) {
+				delete(p.listeners, ino)
 			}
 		}
-		if len(p.inodes) == 0 && p.sub != nil {
+		if len(p.listeners) == 0 && p.sub != nil {
 			p.sub.Close()
 			delete(r.ports, n)
 		}

@@ -16,7 +16,8 @@
 // connects to the program's: the two SYNs cross, and the kernel completes both ends by TCP's
 // simultaneous open (RFC 9293, 3.5) within microseconds. When the pod's answer is an error the
 // program's socket is shut down, which ends SYN_SENT and wakes every poller, and SO_ERROR is
-// answered with the pod's errno. So epoll, poll, a second connect and getsockopt all say what they
+// answered with the pod's errno. A refused one is then connected to where our kernel refuses it, so
+// that send and recv tell it, too. So epoll, poll, a second connect and getsockopt all say what they
 // say without us, whatever the program does meanwhile.
 //
 // Nobody tells us that the program closed a socket: no entry holds the program's socket open, and
@@ -55,9 +56,11 @@ type Network struct {
 type Config struct {
 	Pod     Pod
 	Network Network
-	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port.
-	OwnTCP, OwnUDP func(port uint16) bool
-	Trouble        func(error)
+	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port; real is the
+	// laptop's that it has in its place.
+	OwnTCP  func(port uint16) (real uint16, ok bool)
+	OwnUDP  func(port uint16) bool
+	Trouble func(error)
 }
 
 // Room keeps the program's outgoing sockets.

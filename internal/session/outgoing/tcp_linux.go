@@ -49,15 +49,43 @@ func (r *Room) connectTCP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 	if s.Family == unix.AF_INET && !to.Addr().Is4() {
 		return intercept.Continue // EAFNOSUPPORT or EINVAL
 	}
-	d := r.network.Load().Policy.Destination(to, r.c.OwnTCP)
+	if to.Addr().Is4In6() && inet.V6Only(s.FD) {
+		return intercept.Continue // ENETUNREACH
+	}
+	real := to.Port()
+	d := r.network.Load().Policy.Destination(to, func(port uint16) (own bool) {
+		real, own = r.c.OwnTCP(port)
+		return own
+	})
 	if d.Where == policy.Laptop {
-		return intercept.Continue
+		return onLaptop(s, to, real)
 	}
 	ask := wire.Dial{Network: "tcp", To: d.To, Bind: r.bound(s)}
 	if s.Nonblock && s.Protocol == unix.IPPROTO_TCP {
 		return r.connectSoon(s, to, ask)
 	}
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome { return r.connectNow(ctx, s, to, ask) }}
+}
+
+// onLaptop leaves a connection to the kernel, but for one to a port of the program's own that was
+// exchanged.
+func onLaptop(s *intercept.Socket, to netip.AddrPort, real uint16) intercept.Outcome {
+	if real == to.Port() {
+		return intercept.Continue
+	}
+	connect := func(context.Context) intercept.Outcome {
+		err := ignoringEINTR(func() error {
+			return unix.Connect(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(to.Addr(), real)))
+		})
+		if err != nil {
+			return intercept.Fail(err.(unix.Errno))
+		}
+		return intercept.Outcome{}
+	}
+	if s.Nonblock {
+		return connect(nil)
+	}
+	return intercept.Outcome{Later: connect}
 }
 
 // bound is the local port that the program chose before connect, if it did.
@@ -265,7 +293,7 @@ func (r *Room) complete(k *sock, hole *blackhole, leg netip.AddrPort, ask wire.D
 	}
 	r.mu.Unlock()
 	if errno != 0 {
-		r.fail(k, errno, again)
+		r.fail(k, errno, again, hole)
 		return
 	}
 	if still {
@@ -278,9 +306,9 @@ func (r *Room) complete(k *sock, hole *blackhole, leg netip.AddrPort, ask wire.D
 	r.forget(k)
 }
 
-// fail ends a pending connect with the pod's errno. The errno is noted first: the program asks
-// for it as soon as the shutdown wakes it.
-func (r *Room) fail(k *sock, errno unix.Errno, again func() (int, error)) {
+// fail ends a pending connect with the pod's errno. The errno is noted first: the program asks for it
+// as soon as the shutdown wakes it. A refusal is our kernel's own in the end, and nothing is noted then.
+func (r *Room) fail(k *sock, errno unix.Errno, again func() (int, error), hole *blackhole) {
 	r.mu.Lock()
 	still := r.socks[k.cookie] == k // else it was dissolved, and may connect elsewhere by now
 	if still {
@@ -297,7 +325,15 @@ func (r *Room) fail(k *sock, errno unix.Errno, again func() (int, error)) {
 		return
 	}
 	defer unix.Close(fd)
-	_ = unix.Shutdown(fd, unix.SHUT_RDWR)
+	if errno != unix.ECONNREFUSED {
+		_ = unix.Shutdown(fd, unix.SHUT_RDWR)
+		return
+	}
+	r.mu.Lock() // the program may ask, or connect again, when both steps are done
+	defer r.mu.Unlock()
+	if hole.refuse(fd) && r.socks[k.cookie] == k {
+		delete(r.socks, k.cookie)
+	}
 }
 
 // relay carries the bytes until both directions have ended. It owns conn and stream.
@@ -325,7 +361,7 @@ func (r *Room) relayFor(s *intercept.Socket, to netip.AddrPort) (*listener, unix
 	if use6(s, to) && r.relay6 != nil {
 		return r.relay6, inet.ToUnix(s.Family, r.relay6.addr)
 	}
-	if v6only(s) {
+	if inet.V6Only(s.FD) {
 		return nil, nil
 	}
 	return r.relay4, inet.ToUnix(s.Family, r.relay4.addr)
@@ -335,7 +371,7 @@ func (r *Room) holeFor(s *intercept.Socket, to netip.AddrPort) (*blackhole, unix
 	if use6(s, to) && r.hole6 != nil {
 		return r.hole6, inet.ToUnix(s.Family, r.hole6.addr)
 	}
-	if v6only(s) {
+	if inet.V6Only(s.FD) {
 		return nil, nil
 	}
 	return r.hole4, inet.ToUnix(s.Family, r.hole4.addr)
@@ -344,14 +380,6 @@ func (r *Room) holeFor(s *intercept.Socket, to netip.AddrPort) (*blackhole, unix
 // use6 says whether the leg is to be IPv6: the socket is, and the address is no v4-mapped one.
 func use6(s *intercept.Socket, to netip.AddrPort) bool {
 	return s.Family == unix.AF_INET6 && !to.Addr().Is4In6() && !to.Addr().Is4()
-}
-
-func v6only(s *intercept.Socket) bool {
-	if s.Family != unix.AF_INET6 {
-		return false
-	}
-	v, err := unix.GetsockoptInt(s.FD, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
-	return err == nil && v != 0
 }
 
 // fileConn turns a socket of ours into a net.Conn, which owns it.

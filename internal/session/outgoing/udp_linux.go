@@ -199,7 +199,7 @@ func newAssociation(r *Room, s *intercept.Socket) (*association, error) {
 func openRelay(s *intercept.Socket, to netip.AddrPort) (*net.UDPConn, error) {
 	if use6(s, to) {
 		c, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(inet.Loopback(true), 0)))
-		if err == nil || v6only(s) {
+		if err == nil || inet.V6Only(s.FD) {
 			return c, err
 		}
 	}
