@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,7 +52,7 @@ func (r *Room) connectTCP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 	if d.Where == policy.Laptop {
 		return intercept.Continue
 	}
-	ask := wire.Dial{Network: "tcp", To: d.To, Bind: r.bound(s)}
+	ask := wire.Dial{Network: "tcp", To: d.To, Bind: r.bound(s), Options: r.options(s, d.To)}
 	if s.Nonblock && s.Protocol == unix.IPPROTO_TCP {
 		return r.connectSoon(s, to, ask)
 	}
@@ -68,6 +70,35 @@ func (r *Room) bound(s *intercept.Socket) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	return netip.AddrPortFrom(inet.Any(!a.Addr().Unmap().Is4()), a.Port())
+}
+
+// options reads what the program has set on its socket. What the kernel tells of TCP_SYNCNT where it is
+// not set is the machine's setting.
+func (r *Room) options(s *intercept.Socket, to netip.AddrPort) (o wire.Options) {
+	if s.Protocol != unix.IPPROTO_TCP {
+		return o
+	}
+	if n, err := unix.GetsockoptInt(s.FD, unix.IPPROTO_TCP, unix.TCP_SYNCNT); err == nil && n != r.synRetries {
+		o.SynCount = n
+	}
+	if n, err := unix.GetsockoptInt(s.FD, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT); err == nil {
+		o.UserTimeout = n
+	}
+	level, option := unix.IPPROTO_IP, unix.IP_TOS
+	if to.Addr().Is6() {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
+	}
+	if n, err := unix.GetsockoptInt(s.FD, level, option); err == nil {
+		o.Class = n
+	}
+	return o
+}
+
+// synRetries is the machine's setting of net.ipv4.tcp_syn_retries.
+func synRetries() int {
+	b, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_syn_retries")
+	n, _ := strconv.Atoi(strings.TrimSpace(string(b)))
+	return n
 }
 
 // connectNow holds the call until the pod has answered. An interrupted one leaves nothing: the
