@@ -59,6 +59,16 @@ func (r *Room) connectTCP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome { return r.connectNow(ctx, s, to, ask) }}
 }
 
+// peer is the far end that the program is shown, which is the one that it asked for (a resolver drops what
+// another nameserver answers), in the kernel's words: who names no host gets this one.
+func peer(to netip.AddrPort) netip.AddrPort {
+	a := to.Addr().Unmap().WithZone("")
+	if a.IsUnspecified() {
+		a = inet.Loopback(a.Is6())
+	}
+	return netip.AddrPortFrom(a, to.Port())
+}
+
 // bound is the local port that the program chose before connect, if it did.
 func (r *Room) bound(s *intercept.Socket) netip.AddrPort {
 	sa, err := unix.Getsockname(s.FD)
@@ -124,7 +134,7 @@ func (r *Room) connectNow(ctx context.Context, s *intercept.Socket, to netip.Add
 	case reply.Errno != 0:
 		return intercept.Fail(unix.Errno(reply.Errno))
 	}
-	k := &sock{cookie: s.Cookie, state: connected, peer: inet.Shape(s.Family, ask.To), local: inet.Shape(s.Family, reply.Local)}
+	k := &sock{cookie: s.Cookie, state: connected, peer: inet.Shape(s.Family, peer(to)), local: inet.Shape(s.Family, reply.Local)}
 	l, target := r.relayFor(s, to)
 	if l == nil {
 		stream.Reset(0)
@@ -161,7 +171,7 @@ func (r *Room) connectSoon(s *intercept.Socket, to netip.AddrPort, ask wire.Dial
 	leg := inet.FromUnix(sa)
 	leg = inet.Unmap(leg)
 	k := &sock{
-		cookie: s.Cookie, state: pending, peer: inet.Shape(s.Family, ask.To),
+		cookie: s.Cookie, state: pending, peer: inet.Shape(s.Family, peer(to)),
 		local: inet.Shape(s.Family, r.localFor(ask.To.Addr(), leg.Port())),
 	}
 	r.mu.Lock()
