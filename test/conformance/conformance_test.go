@@ -48,8 +48,9 @@ func buildPrograms() error {
 	src := filepath.Join(bed.Root(), "test/conformance/programs")
 	for _, argv := range [][]string{
 		{"go", "build", "-o", programs + "/confine", "./test/internal/confine"},
+		{"go", "build", "-o", programs + "/names", "./test/internal/names"},
 		{"musl-gcc", "-static", "-O1", "-o", programs + "/told", src + "/told.c"},
-		{"cp", "-p", src + "/odd.py", src + "/doors.py", src + "/exec.py", programs},
+		{"cp", "-p", src + "/odd.py", src + "/doors.py", src + "/exec.py", src + "/names.py", programs},
 	} {
 		cmd := exec.Command(argv[0], argv[1:]...)
 		cmd.Dir = bed.Root()

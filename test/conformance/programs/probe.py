@@ -97,7 +97,7 @@ def look():
         u.settimeout(10)
         u.sendto(b"y", (a, 5433)); d, f = u.recvfrom(100); out("udp from", d, f[:2]); u.close()
     out("http", urllib.request.urlopen("http://db/", timeout=10).read().decode().strip().rsplit(":", 1)[0])
-    for a, f in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6), ("::ffff:127.0.0.1", socket.AF_INET6)):
+    for a, f in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6), ("::ffff:127.0.0.1", socket.AF_INET6), ("0.0.0.0", socket.AF_INET), ("::", socket.AF_INET6)):
         with socket.socket(f) as s:
             s.settimeout(10)
             s.connect((a, 9000))
