@@ -108,12 +108,17 @@ func (r *Room) Close() {
 	r.work.Wait()
 }
 
-// OwnTCP says whether the program itself listens on the port.
+// OwnTCP says whether the program itself listens on the port. The tables may not know yet that it has
+// closed its listener: the kernel is asked.
 func (r *Room) OwnTCP(n uint16) bool {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	_, virtual := r.ports[n]
-	return r.here[n] && !r.exchangedLocked(n) || virtual && !r.exchangedLocked(n)
+	own := (r.here[n] || virtual) && !r.exchangedLocked(n)
+	r.mu.Unlock()
+	if !own {
+		return false
+	}
+	return listens(n)
 }
 
 // exchangedLocked says whether the program's port n is another one on the laptop, so that a

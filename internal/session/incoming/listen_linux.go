@@ -266,6 +266,12 @@ func (r *Room) watch() {
 	}
 }
 
+// listens asks the kernel whether anybody of this machine listens on the TCP port.
+func listens(port uint16) (yes bool) {
+	err := inet.Sockets("tcp", func(s inet.Row) { yes = yes || s.Port == port })
+	return yes || err != nil
+}
+
 func (r *Room) sweep() {
 	listening, inodes, udp := make(map[uint16]bool), make(map[uint64]bool), make(map[uint64]bool)
 	err := inet.Sockets("tcp", func(s inet.Row) {
