@@ -92,7 +92,24 @@ func newRoot(a *app) *cobra.Command {
 	} {
 		root.AddCommand(newCommand(a))
 	}
+	advise(root)
 	return root
+}
+
+// advise gives the errors of cobra about arguments their hint. A command that only has commands shows
+// them, and no longer takes any word for a wish to see them.
+func advise(c *cobra.Command) {
+	if !c.Runnable() {
+		c.Args, c.RunE = cobra.NoArgs, func(c *cobra.Command, _ []string) error { return c.Help() }
+	}
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			return fault.With(check(c, args), c.CommandPath()+" --help")
+		}
+	}
+	for _, sub := range c.Commands() {
+		advise(sub)
+	}
 }
 
 // environ returns the value of key in env, "" when it is not set.
