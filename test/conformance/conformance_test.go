@@ -162,49 +162,6 @@ func TestTheEnvironmentIsThePodsOverTheLaptops(t *testing.T) {
 	}
 }
 
-func TestExitCodesAndErrors(t *testing.T) {
-	b := bed.Up(t, stead, "conformance-exit")
-	plain := filepath.Join(bed.Cache(), "not-executable")
-	if err := os.WriteFile(plain, []byte("x"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range []struct {
-		name string
-		args []string
-		code int
-		says string // on stderr; "" means silence
-	}{
-		{"the program's own", []string{"exec", "-t", "playground/orders", "--", "sh", "-c", "exit 42"}, 42, ""},
-		{"death by a signal", []string{"exec", "-t", "playground/orders", "--", "sh", "-c", "kill -SEGV $$"}, 139, ""},
-		{"not found in PATH", []string{"exec", "-t", "playground/orders", "--", "no-such-program"}, 127, "error: run no-such-program: not found in PATH"},
-		{"no such file", []string{"exec", "-t", "playground/orders", "--", "./no/such"}, 127, "error: run ./no/such: no such file"},
-		{"not executable", []string{"exec", "-t", "playground/orders", "--", plain}, 126, "error: run " + plain + ": permission denied"},
-		{"no such pod", []string{"exec", "-t", "playground/none", "--", "true"}, 125, `error: no pod "none" in the playground`},
-		{"no such process", []string{"exec", "-t", "process/4194304", "--", "true"}, 125, "error: target process/4194304: no such process"},
-		{"no such kind", []string{"exec", "-t", "thing", "--", "true"}, 125, `error: target "thing": want KIND/NAME`},
-		{"no target", []string{"exec", "--", "true"}, 125, "error: no target"},
-		{"no program", []string{"exec", "-t", "playground/orders"}, 125, "error: no program to run"},
-		{"unknown flag", []string{"exec", "--nonsense"}, 125, "error: unknown flag"},
-		{"nested stead", []string{"exec", "-t", "playground/orders", "--", stead, "exec", "-t", "playground/orders", "--", "true"}, 125, "error: another supervisor listens to this process tree already"},
-		{"exit code in the pod", []string{"playground", "exec", "orders", "--", "sh", "-c", "exit 9"}, 9, ""},
-		{"not found in the pod", []string{"playground", "exec", "orders", "--", "no-such-program"}, 127, "error: run no-such-program"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			r := b.Run(c.args...)
-			if r.Code != c.code || c.says == "" && r.Stderr != "" || !strings.Contains(r.Stderr, c.says) {
-				t.Errorf("exit code %d, want %d; stderr:\n%s", r.Code, c.code, r.Stderr)
-			}
-			if c.code >= 125 && c.code <= 127 && strings.Count(r.Stderr, "\nhint: ") != 1 && !strings.HasPrefix(c.name, "not found in the pod") {
-				t.Errorf("want one error and one hint, got:\n%s", r.Stderr)
-			}
-		})
-	}
-	down := &bed.Bed{Stead: stead, T: t, Env: append(os.Environ(), "STEAD_PLAYGROUND=never-up")}
-	if r := down.Exec(nil, "true"); r.Code != 125 || !strings.Contains(r.Stderr, "hint: stead playground up") {
-		t.Errorf("with no playground: exit code %d\n%s", r.Code, r.Stderr)
-	}
-}
-
 func TestASecondStealIsRefusedAndNamesItsHolder(t *testing.T) {
 	b := bed.Up(t, stead, "conformance-holder")
 	first := b.Command("exec", "-t", "playground/orders", "--steal", "--", "python3", programs+"/probe.py", "serve", "8080", "1")
