@@ -100,10 +100,42 @@ func TestErrnosAreThoseOfThePodsKernel(t *testing.T) {
 			t.Errorf("%s %s: %v (%s), %v; want %v", at.network, at.to, syscall.Errno(r.Errno), r.Error, err, at.want)
 		}
 	}
-	_, r, err := c.Dial(context.Background(), wire.Dial{Network: "tcp", To: netip.AddrPortFrom(blackhole, 1), Timeout: 50})
-	if err != nil || syscall.Errno(r.Errno) != syscall.ETIMEDOUT {
-		t.Errorf("with a timeout: %+v, %v", r, err)
+}
+
+// How long the pod's kernel tries is what the program has set on its own socket.
+func TestTheOptionsOfADialAreThoseOfThePodsSocket(t *testing.T) {
+	b := newBed(t)
+	c := b.join(b.startAgent(), "ann@laptop", pod.Handlers{})
+	if err := b.inPod.Do(func() error {
+		err := os.WriteFile("/proc/sys/net/ipv4/tcp_syn_linear_timeouts", []byte("0"), 0) // Linux 6.5
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
 	}
+	silent := b.fullListener()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	plain := make(chan struct{})
+	go func() {
+		defer close(plain)
+		c.Dial(ctx, wire.Dial{Network: "tcp", To: silent})
+	}()
+	for _, o := range []wire.Options{{SynCount: 1}, {UserTimeout: 1000}} {
+		_, r, err := c.Dial(ctx, wire.Dial{Network: "tcp", To: silent, Options: o})
+		if err != nil || syscall.Errno(r.Errno) != syscall.ETIMEDOUT {
+			t.Errorf("%+v: %+v, %v", o, r, err)
+		}
+	}
+	select {
+	case <-plain:
+		t.Error("one without options has ended already")
+	default:
+	}
+	cancel()
+	<-plain
 }
 
 func TestUDPCarriesDatagramsAndTheErrorsOfTheNetwork(t *testing.T) {

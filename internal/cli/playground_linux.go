@@ -20,8 +20,6 @@ func newPlaygroundCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "playground",
 		Short: "Pods made of namespaces on this machine, to try stead without a cluster",
-		Args:  aCommand,
-		RunE:  showHelp,
 	}
 	c.AddCommand(playgroundUp(a), playgroundDown(a), playgroundStatus(a), playgroundExec(a), playgroundCall(a))
 	return c
@@ -103,7 +101,7 @@ func playgroundStatus(a *app) *cobra.Command {
 
 func playgroundExec(a *app) *cobra.Command {
 	c := &cobra.Command{
-		Use: "exec POD -- COMMAND [ARGS]", Short: "Run a command natively in a pod", Args: cobra.ArbitraryArgs,
+		Use: "exec POD -- COMMAND [ARGS]", Short: "Run a command natively in a pod, from a terminal with one of its own", Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) < 2 {
 				return fault.With(errors.New("want a pod and a command"), "stead playground exec orders -- hostname")
@@ -112,15 +110,18 @@ func playgroundExec(a *app) *cobra.Command {
 			if argv[0] == "--" {
 				argv = argv[1:]
 			}
-			return a.inPod(c, pod, argv)
+			if len(argv) == 0 {
+				return fault.With(errors.New("want a command"), "stead playground exec "+pod+" -- hostname")
+			}
+			return a.inPod(c, pod, argv, true)
 		},
 	}
 	c.Flags().SetInterspersed(false)
 	return c
 }
 
-// inPod runs argv in a pod, passing on signals.
-func (a *app) inPod(c *cobra.Command, pod string, argv []string) error {
+// inPod runs argv in a pod, passing on signals; with tty as in a terminal of its own where there is one.
+func (a *app) inPod(c *cobra.Command, pod string, argv []string, tty bool) error {
 	sig := make(chan os.Signal, 8)
 	signal.Notify(sig, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	defer signal.Stop(sig)
@@ -128,7 +129,7 @@ func (a *app) inPod(c *cobra.Command, pod string, argv []string) error {
 	if t := environ(a.env, "TERM"); t != "" {
 		env = append(env, "TERM="+t)
 	}
-	code, err := playground.Exec(c.Context(), pod, argv, env, sig)
+	code, err := playground.Exec(c.Context(), pod, argv, env, sig, tty)
 	if err != nil {
 		return err
 	}
@@ -155,7 +156,7 @@ func playgroundCall(a *app) *cobra.Command {
 			for _, h := range headers {
 				argv = append(argv, "--header="+h)
 			}
-			return a.inPod(c, "client", append(argv, args[0]))
+			return a.inPod(c, "client", append(argv, args[0]), false)
 		},
 	}
 	c.Flags().IntVar(&count, "count", 1, "how many requests")

@@ -70,8 +70,6 @@ func newRoot(a *app) *cobra.Command {
 		Short:         "Run a process on your laptop in a pod's stead",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          aCommand,
-		RunE:          showHelp,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
@@ -96,11 +94,28 @@ func newRoot(a *app) *cobra.Command {
 	} {
 		root.AddCommand(newCommand(a))
 	}
+	advise(root)
 	return root
 }
 
-// aCommand and showHelp are Args and RunE of a command that only has commands below it: what it is
-// given is one that there is not, which cobra alone would answer with the help and exit code 0.
+// advise completes the commands below c, and c. A command that only has commands shows them, and takes no
+// other word for a wish to see them, as cobra alone would; errors about arguments get their hint.
+func advise(c *cobra.Command) {
+	if c.HasSubCommands() && !c.Runnable() {
+		c.Args, c.RunE = aCommand, func(c *cobra.Command, _ []string) error { return c.Help() }
+	}
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			return fault.With(check(c, args), c.CommandPath()+" --help")
+		}
+	}
+	for _, sub := range c.Commands() {
+		advise(sub)
+	}
+}
+
+// aCommand is the Args of a command that only has commands below it: what it is given is one that there
+// is not.
 func aCommand(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -112,8 +127,6 @@ func aCommand(c *cobra.Command, args []string) error {
 	}
 	return fault.With(fmt.Errorf("%s %s: no such command", c.CommandPath(), args[0]), hint)
 }
-
-func showHelp(c *cobra.Command, _ []string) error { return c.Help() }
 
 // environ returns the value of key in env, "" when it is not set.
 func environ(env []string, key string) string {

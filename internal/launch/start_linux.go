@@ -349,6 +349,9 @@ func (p *Process) Kill() {
 
 // LookPath finds the program as execvp(3) would with the PATH of env, relative to dir.
 func LookPath(name, path, dir string) (string, error) {
+	if name == "" {
+		return "", ExecFault(name, unix.ENOENT)
+	}
 	abs := func(p string) string {
 		if filepath.IsAbs(p) {
 			return p
@@ -403,9 +406,12 @@ func ExecFault(name string, errno unix.Errno) error {
 	err := fmt.Errorf("run %s: %w", name, errno)
 	switch errno {
 	case unix.ENOENT, unix.ENOTDIR:
+		if name == "" {
+			return fault.WithExit(fmt.Errorf("run a program without a name: %w", errno), "stead exec --target TARGET -- PROGRAM (is a variable of the shell's empty?)", fault.ExitNotFound)
+		}
 		if !strings.Contains(name, "/") {
 			err = fmt.Errorf("run %s: not found in PATH: %w", name, errno)
-			return fault.WithExit(err, "give the program's path, or extend PATH on the laptop: the pod's PATH is not used", fault.ExitNotFound)
+			return fault.WithExit(err, "which -a "+name+" (PATH is the laptop's, not the pod's; or give the program's path)", fault.ExitNotFound)
 		}
 		return fault.WithExit(err, "ls -l "+name+" (for a script, the interpreter in its first line may be missing)", fault.ExitNotFound)
 	case unix.EACCES:
@@ -428,13 +434,13 @@ func launcherFault(errno unix.Errno, text string) error {
 		switch errno {
 		case unix.EBUSY:
 			return fault.With(fmt.Errorf("another supervisor listens to this process tree already (%w)", errno),
-				"run stead outside of it: it cannot be nested in another stead exec, and some containers and WSL2's mirrored networking (set networkingMode=nat in .wslconfig) install such a listener")
+				"grep Seccomp /proc/self/status (2: somebody filters already; run stead outside of another stead exec, of such a container, of WSL2's mirrored networking: networkingMode=nat in .wslconfig)")
 		case unix.EINVAL, unix.ENOSYS:
 			return fault.With(fmt.Errorf("the kernel has no seccomp user notification: %w", errno),
 				"uname -r: Linux 5.14 or newer is needed")
 		case unix.EPERM, unix.EACCES:
 			return fault.With(fmt.Errorf("seccomp filters are forbidden here: %w", errno),
-				"in a container run it with --security-opt seccomp=unconfined")
+				"docker run --security-opt seccomp=unconfined ... (a container's own filter forbids it)")
 		}
 	}
 	return err

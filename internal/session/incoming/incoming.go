@@ -142,14 +142,17 @@ func (r *Room) Close() {
 	r.work.Wait()
 }
 
-// OwnTCP says whether the program itself listens on the port, and on which of the laptop's that is.
+// OwnTCP says whether the program itself listens on the port, and on which of the laptop's that is. The
+// tables may not know yet that it has closed its listener: the kernel is asked.
 func (r *Room) OwnTCP(n uint16) (real uint16, ok bool) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if real, ok = r.given[n]; ok && !r.here[real].IsZero() {
-		return real, true
+	real, ok = r.given[n]
+	if !ok || r.here[real].IsZero() {
+		real = n
 	}
-	return n, !r.here[n].IsZero()
+	ok = !r.here[real].IsZero()
+	r.mu.Unlock()
+	return real, ok && listensHere(real)
 }
 
 // OwnUDP says whether the program is bound to the UDP port.

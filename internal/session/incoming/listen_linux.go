@@ -290,6 +290,12 @@ func (r *Room) watch() {
 	}
 }
 
+// listensHere asks the kernel whether anybody of this machine listens on the TCP port.
+func listensHere(port uint16) (yes bool) {
+	err := inet.Sockets("tcp", func(s inet.Row) { yes = yes || s.Port == port })
+	return yes || err != nil
+}
+
 func (r *Room) sweep() {
 	if t, err := look(); err == nil {
 		r.giveBack(t)

@@ -75,6 +75,8 @@ type Room struct {
 
 	network atomic.Pointer[Network]
 
+	synRetries int // of this machine
+
 	relay4, relay6 *listener
 	hole4, hole6   *blackhole
 
@@ -110,7 +112,7 @@ const deadAge = 2 * time.Minute
 
 // New opens the listeners on the laptop's loopback.
 func New(c Config) (*Room, error) {
-	r := &Room{c: c, socks: make(map[uint64]*sock), legs: make(map[netip.AddrPort]*sock)}
+	r := &Room{c: c, socks: make(map[uint64]*sock), legs: make(map[netip.AddrPort]*sock), synRetries: synRetries()}
 	r.SetNetwork(c.Network)
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	if err := r.open(); err != nil {

@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -60,7 +62,7 @@ func (r *Room) connectTCP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 	if d.Where == policy.Laptop {
 		return onLaptop(s, to, real)
 	}
-	ask := wire.Dial{Network: "tcp", To: d.To, Bind: r.bound(s)}
+	ask := wire.Dial{Network: "tcp", To: d.To, Bind: r.bound(s), Options: r.options(s, d.To)}
 	if s.Nonblock && s.Protocol == unix.IPPROTO_TCP {
 		return r.connectSoon(s, to, ask)
 	}
@@ -86,6 +88,16 @@ func onLaptop(s *intercept.Socket, to netip.AddrPort, real uint16) intercept.Out
 		return connect(nil)
 	}
 	return intercept.Outcome{Later: connect}
+}
+
+// peer is the far end that the program is shown, which is the one that it asked for (a resolver drops what
+// another nameserver answers), in the kernel's words: who names no host gets this one.
+func peer(to netip.AddrPort) netip.AddrPort {
+	a := to.Addr().Unmap().WithZone("")
+	if a.IsUnspecified() {
+		a = inet.Loopback(a.Is6())
+	}
+	return netip.AddrPortFrom(a, to.Port())
 }
 
 // bound is the local port that the program chose before connect, if it did.
@@ -134,6 +146,35 @@ func (r *Room) leave(got <-chan answer, end context.CancelFunc) {
 	}()
 }
 
+// options reads what the program has set on its socket. What the kernel tells of TCP_SYNCNT where it is
+// not set is the machine's setting.
+func (r *Room) options(s *intercept.Socket, to netip.AddrPort) (o wire.Options) {
+	if s.Protocol != unix.IPPROTO_TCP {
+		return o
+	}
+	if n, err := unix.GetsockoptInt(s.FD, unix.IPPROTO_TCP, unix.TCP_SYNCNT); err == nil && n != r.synRetries {
+		o.SynCount = n
+	}
+	if n, err := unix.GetsockoptInt(s.FD, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT); err == nil {
+		o.UserTimeout = n
+	}
+	level, option := unix.IPPROTO_IP, unix.IP_TOS
+	if to.Addr().Is6() {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
+	}
+	if n, err := unix.GetsockoptInt(s.FD, level, option); err == nil {
+		o.Class = n
+	}
+	return o
+}
+
+// synRetries is the machine's setting of net.ipv4.tcp_syn_retries.
+func synRetries() int {
+	b, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_syn_retries")
+	n, _ := strconv.Atoi(strings.TrimSpace(string(b)))
+	return n
+}
+
 // connectNow holds the call until the pod has answered. When a signal or SO_SNDTIMEO ends the call before,
 // it is as in a kernel: the socket goes on connecting.
 func (r *Room) connectNow(ctx context.Context, s *intercept.Socket, to netip.AddrPort, ask wire.Dial) intercept.Outcome {
@@ -162,7 +203,7 @@ func (r *Room) connectNow(ctx context.Context, s *intercept.Socket, to netip.Add
 	case a.reply.Errno != 0:
 		return intercept.Fail(unix.Errno(a.reply.Errno))
 	}
-	k := &sock{cookie: s.Cookie, state: connected, peer: inet.Shape(s.Family, ask.To), local: inet.Shape(s.Family, a.reply.Local)}
+	k := &sock{cookie: s.Cookie, state: connected, peer: inet.Shape(s.Family, peer(to)), local: inet.Shape(s.Family, a.reply.Local)}
 	l, target := r.relayFor(s, to)
 	if l == nil {
 		a.stream.Reset(0)
@@ -235,7 +276,7 @@ func (r *Room) pend(s *intercept.Socket, to netip.AddrPort, ask wire.Dial, got <
 	leg := inet.FromUnix(sa)
 	leg = inet.Unmap(leg)
 	k := &sock{
-		cookie: s.Cookie, family: s.Family, state: pending, peer: inet.Shape(s.Family, ask.To),
+		cookie: s.Cookie, family: s.Family, state: pending, peer: inet.Shape(s.Family, peer(to)),
 		local: inet.Shape(s.Family, r.localFor(ask.To.Addr(), leg.Port())),
 		done:  make(chan struct{}),
 	}

@@ -278,9 +278,10 @@ func (r *Room) joinUDP(s *intercept.Socket, to netip.AddrPort, ask wire.Dial, lo
 	if err := connectUDPConn(relay, a.here); err != nil {
 		return fail(err)
 	}
-	a.connected, a.local = inet.Shape(s.Family, far), inet.Shape(s.Family, local)
+	shown := peer(to)
+	a.connected, a.local = inet.Shape(s.Family, shown), inet.Shape(s.Family, local)
 	a.stream = stream
-	a.relays[far], a.far[at] = relay, far
+	a.relays[far], a.far[at] = relay, shown
 	r.udp.mu.Lock()
 	r.udp.addLocked(a)
 	r.udp.mu.Unlock()
