@@ -49,7 +49,7 @@ func (f *agentFlags) add(fs *pflag.FlagSet, env []string) {
 	fs.StringVar(&f.o.ServiceAccount, "agent-service-account", "", "service account of the agent's pod (it gets no token)")
 	fs.StringVar(&f.o.PullPolicy, "agent-pull-policy", "", "Always, IfNotPresent or Never")
 	fs.StringArrayVar(&f.o.PullSecrets, "agent-pull-secret", nil, "secret by which the image is pulled (repeatable)")
-	fs.StringVar(&f.o.SeccompProfile, "agent-seccomp", "", "RuntimeDefault or Unconfined (default: the cluster's own)")
+	fs.StringVar(&f.o.SeccompProfile, "agent-seccomp", "", "RuntimeDefault or Unconfined (default RuntimeDefault)")
 	fs.DurationVar(&f.o.Linger, "agent-linger", 0, "how long the agent waits for a next session (default 5s)")
 	fs.DurationVar(&f.o.Resume, "agent-resume", 0, "how long a session may be cut off (default 40s)")
 	fs.DurationVar(&f.o.StartupTimeout, "agent-startup-timeout", 0, "how long the agent may take to start (default 60s)")

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,11 +29,33 @@ const (
 	oursSelector   = managedBy + "=" + ours
 )
 
-// capabilities are those that an agent needs, each for one thing: to enter the target's network and
-// open its files; to look into its process; to bring its connections here; to listen to its
-// packets. The runtime's own default set is left as it is: a root without CAP_DAC_OVERRIDE could
-// not open the files of the target's users.
-var capabilities = []string{"SYS_ADMIN", "SYS_PTRACE", "NET_ADMIN", "NET_RAW"}
+// Capability is one that an agent has, and what it could not do without it.
+type Capability struct{ Name, Why string }
+
+// Capabilities are all that an agent has: what a runtime gives by default is dropped. The agent's own
+// tests run it with exactly these, so one that is taken away here fails there.
+var Capabilities = []Capability{
+	{"SYS_ADMIN", "enter the target's network and host name, load the program that steals"},
+	{"SYS_PTRACE", "open another user's /proc/PID/root, /proc/PID/ns and environment"},
+	{"NET_ADMIN", "bring the target's connections to the agent"},
+	{"NET_RAW", "listen to the target's packets, for a mirror"},
+	{"DAC_READ_SEARCH", "read the files that a target which is root may read (a root without it may not); it writes none"},
+	{"SETUID", "look files up as the target's user, so that nothing is read that the app may not read"},
+	{"SETGID", "the same with its groups"},
+	{"NET_BIND_SERVICE", "take a source port below 1024 in the pod, where the program has bound one"},
+}
+
+// capabilityNames are the names alone, in that order.
+func capabilityNames() (names []string) {
+	for _, c := range Capabilities {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
+// defaultSeccomp is the profile of an agent: the runtime's own, which knows the capabilities above and
+// lets them be used. Without a word of it Kubernetes gives none.
+const defaultSeccomp = "RuntimeDefault"
 
 // mark is what an agent stands beside.
 type mark struct {
@@ -154,7 +175,7 @@ func newJob(m mark, o *Options, name, secret string) *Job {
 		p.Containers[0].SecurityContext = &SecurityContext{
 			RunAsUser: ptr(int64(65532)), RunAsGroup: ptr(int64(65532)), RunAsNonRoot: ptr(true),
 			AllowPrivilegeEscalation: ptr(false), ReadOnlyRootFilesystem: ptr(true),
-			Capabilities: &Capabilities{Drop: []string{"ALL"}}, SeccompProfile: &SeccompProfile{Type: "RuntimeDefault"},
+			Capabilities: &CapabilitySet{Drop: []string{"ALL"}}, SeccompProfile: &SeccompProfile{Type: o.SeccompProfile},
 		}
 	}
 	for _, s := range o.PullSecrets {
@@ -182,12 +203,10 @@ func agentIn(m mark, o *Options, name string, port int, secret string) Container
 		SecurityContext: &SecurityContext{
 			RunAsUser: ptr(int64(0)), RunAsGroup: ptr(int64(0)), RunAsNonRoot: ptr(false),
 			Privileged: ptr(false), ReadOnlyRootFilesystem: ptr(true),
-			Capabilities: &Capabilities{Add: slices.Clone(capabilities)},
+			Capabilities:   &CapabilitySet{Drop: []string{"ALL"}, Add: capabilityNames()},
+			SeccompProfile: &SeccompProfile{Type: o.SeccompProfile},
 		},
 		TerminationMessagePolicy: "FallbackToLogsOnError", // its last words, for whoever waits
-	}
-	if o.SeccompProfile != "" {
-		c.SecurityContext.SeccompProfile = &SeccompProfile{Type: o.SeccompProfile}
 	}
 	if len(o.Resources.Requests)+len(o.Resources.Limits) > 0 {
 		c.Resources = &o.Resources

@@ -39,7 +39,7 @@ type Options struct {
 	ServiceAccount string
 	PullPolicy     string // "" for IfNotPresent
 	PullSecrets    []string
-	SeccompProfile string        // "" leaves it to the cluster; Unconfined, RuntimeDefault
+	SeccompProfile string        // RuntimeDefault or Unconfined; default RuntimeDefault
 	Linger         time.Duration // how long an agent waits for a next session; default 5 s
 	Resume         time.Duration // how long a session may be away; default 40 s
 	StartupTimeout time.Duration // default 60 s
@@ -79,6 +79,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.PullPolicy == "" {
 		o.PullPolicy = "IfNotPresent"
+	}
+	if o.SeccompProfile == "" {
+		o.SeccompProfile = defaultSeccomp
 	}
 	if o.Notice == nil {
 		o.Notice = func(string) {}

@@ -134,12 +134,12 @@ type SecurityContext struct {
 	RunAsUser                *int64          `json:"runAsUser,omitempty"`
 	RunAsGroup               *int64          `json:"runAsGroup,omitempty"`
 	RunAsNonRoot             *bool           `json:"runAsNonRoot,omitempty"`
-	Capabilities             *Capabilities   `json:"capabilities,omitempty"`
+	Capabilities             *CapabilitySet  `json:"capabilities,omitempty"`
 	SeccompProfile           *SeccompProfile `json:"seccompProfile,omitempty"`
 }
 
-// Capabilities are added to and dropped from the runtime's own choice.
-type Capabilities struct {
+// CapabilitySet is added to and dropped from the runtime's own choice.
+type CapabilitySet struct {
 	Add  []string `json:"add,omitempty"`
 	Drop []string `json:"drop,omitempty"`
 }

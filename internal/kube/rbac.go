@@ -74,7 +74,7 @@ var refusals = []struct {
 	{"minimum cpu usage per", "kubectl describe limitrange: give the agent more with --agent-cpu"},
 	{"maximum memory usage per", "kubectl describe limitrange: give the agent less with --agent-memory"},
 	{"minimum memory usage per", "kubectl describe limitrange: give the agent more with --agent-memory"},
-	{"violates PodSecurity", "the agent needs hostPID and the capabilities SYS_ADMIN, SYS_PTRACE, NET_ADMIN, NET_RAW: start it in a namespace that allows them (kubectl label namespace NAME pod-security.kubernetes.io/enforce=privileged) with --agent-namespace NAME"},
+	{"violates PodSecurity", "the agent needs hostPID and the capabilities " + strings.Join(capabilityNames(), ", ") + ": start it in a namespace that allows them (kubectl label namespace NAME pod-security.kubernetes.io/enforce=privileged) with --agent-namespace NAME"},
 	{"denied the request", "an admission webhook of the cluster refused it: ask who runs it"},
 	{"no PriorityClass", "kubectl get priorityclass; choose with --agent-priority"},
 	{`serviceaccount "`, "kubectl get serviceaccount; choose with --agent-service-account"},
