@@ -125,7 +125,7 @@ func answer(c net.Conn, secret []byte) error {
 type listener struct {
 	net.Listener
 	secret []byte
-	log    io.Writer
+	refuse func(error)
 	begin  sync.Once
 	in     chan net.Conn
 	end    chan struct{} // closed by Close
@@ -135,9 +135,10 @@ type listener struct {
 	work   sync.WaitGroup
 }
 
-// Listen gives the connections of l that know the secret. What is refused is told to log.
-func Listen(l net.Listener, secret []byte, log io.Writer) net.Listener {
-	return &listener{Listener: l, secret: secret, log: log,
+// Listen gives the connections of l that know the secret. refused is told why another one was not let
+// in; it is called from several goroutines.
+func Listen(l net.Listener, secret []byte, refused func(error)) net.Listener {
+	return &listener{Listener: l, secret: secret, refuse: refused,
 		in: make(chan net.Conn), end: make(chan struct{}), over: make(chan struct{})}
 }
 
@@ -179,7 +180,7 @@ func (l *listener) door() {
 		l.work.Go(func() {
 			defer func() { <-waiting }()
 			if err := answer(c, l.secret); err != nil {
-				fmt.Fprintln(l.log, "stead-agent: a connection was refused:", err)
+				l.refuse(fmt.Errorf("connection from %s: %w", c.RemoteAddr(), err))
 				c.Close()
 				return
 			}

@@ -16,7 +16,7 @@ func house(t *testing.T) net.Listener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := Listen(inner, []byte("right"), io.Discard)
+	l := Listen(inner, []byte("right"), func(error) {})
 	t.Cleanup(func() { l.Close() })
 	return l
 }
