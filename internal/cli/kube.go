@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,6 +51,8 @@ func (f *agentFlags) add(fs *pflag.FlagSet, env []string) {
 	fs.StringVar(&f.o.PullPolicy, "agent-pull-policy", "", "Always, IfNotPresent or Never")
 	fs.StringArrayVar(&f.o.PullSecrets, "agent-pull-secret", nil, "secret by which the image is pulled (repeatable)")
 	fs.StringVar(&f.o.SeccompProfile, "agent-seccomp", "", "RuntimeDefault or Unconfined (default RuntimeDefault)")
+	fs.StringVar(&f.o.LogLevel, "agent-log-level", "", "what kubectl logs shows of the agent: error, info or debug (default info)")
+	fs.DurationVar(&f.o.TTL, "agent-ttl", 0, "how long the cluster keeps the agent's Job when it has ended, say to read its log (default 2s)")
 	fs.DurationVar(&f.o.Linger, "agent-linger", 0, "how long the agent waits for a next session (default 5s)")
 	fs.DurationVar(&f.o.Resume, "agent-resume", 0, "how long a session may be cut off (default 40s)")
 	fs.DurationVar(&f.o.StartupTimeout, "agent-startup-timeout", 0, "how long the agent may take to start (default 60s)")
@@ -112,7 +115,19 @@ func (f *agentFlags) options() (o kube.Options, err error) {
 		}
 		o.Tolerations = append(o.Tolerations, t)
 	}
-	for _, d := range []time.Duration{o.Linger, o.Resume, o.StartupTimeout} {
+	for _, c := range []struct {
+		flag, got string
+		want      []string
+	}{
+		{"--agent-log-level", o.LogLevel, []string{"error", "info", "debug"}},
+		{"--agent-seccomp", o.SeccompProfile, []string{"RuntimeDefault", "Unconfined"}},
+		{"--agent-pull-policy", o.PullPolicy, []string{"Always", "IfNotPresent", "Never"}},
+	} {
+		if c.got != "" && !slices.Contains(c.want, c.got) {
+			return o, fault.With(fmt.Errorf("%s %s: none of %s", c.flag, c.got, strings.Join(c.want, ", ")), c.flag+" "+c.want[0])
+		}
+	}
+	for _, d := range []time.Duration{o.TTL, o.Linger, o.Resume, o.StartupTimeout} {
 		if d < 0 {
 			return o, fault.With(errors.New("a time below zero"), "--agent-linger 30s")
 		}

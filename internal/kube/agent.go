@@ -116,26 +116,33 @@ const lease = 40 * time.Second
 // the next.
 func leaseFor(o *Options) time.Duration { return max(lease, o.Resume+5*time.Second) + o.Linger }
 
-// removeAfter is how long the cluster keeps an agent that has ended.
-const removeAfter = 2
+// What asks service meshes to leave the agent's pod alone: their sidecar would hold its start up, and
+// would not end with it. Some look at a label, some at an annotation; Istio and Kuma at either.
+var (
+	noMeshLabels = map[string]string{"sidecar.istio.io/inject": "false", "kuma.io/sidecar-injection": "disabled"}
+	noMeshNotes  = map[string]string{
+		"sidecar.istio.io/inject": "false", "kuma.io/sidecar-injection": "disabled", "linkerd.io/inject": "disabled",
+		"consul.hashicorp.com/connect-inject": "false", "openservicemesh.io/sidecar-injection": "disabled",
+	}
+)
+
+// merged lays maps one over the other: the last that has a key counts.
+func merged(all ...map[string]string) map[string]string {
+	out := make(map[string]string)
+	for _, m := range all {
+		maps.Copy(out, m)
+	}
+	return out
+}
 
 // newJob is the Job that is an agent beside m. Its activeDeadlineSeconds is the lease: a session
 // moves it on (Client.renew), and without one the cluster ends the agent, or what never became one.
 func newJob(m mark, o *Options, name, secret string) *Job {
-	labels := map[string]string{managedBy: ours, "app.kubernetes.io/name": "stead-agent", labelAgent: name, labelTargetUID: m.uid}
-	if m.uid == "" {
-		delete(labels, labelTargetUID)
+	labels := merged(noMeshLabels, o.Labels, map[string]string{managedBy: ours, "app.kubernetes.io/name": "stead-agent", labelAgent: name})
+	if m.uid != "" {
+		labels[labelTargetUID] = m.uid
 	}
-	for k, v := range o.Labels {
-		if labels[k] == "" {
-			labels[k] = v
-		}
-	}
-	notes := maps.Clone(o.Annotations)
-	if notes == nil {
-		notes = make(map[string]string)
-	}
-	notes[noteTarget], notes[noteContainer], notes[noteProtocol] = m.String(), m.id, strconv.Itoa(knock.Protocol)
+	notes := merged(noMeshNotes, o.Annotations, map[string]string{noteTarget: m.String(), noteContainer: m.id, noteProtocol: strconv.Itoa(knock.Protocol)})
 	ns := o.Namespace
 	if ns == "" {
 		ns = m.namespace
@@ -146,7 +153,7 @@ func newJob(m mark, o *Options, name, secret string) *Job {
 		Spec: JobSpec{
 			BackoffLimit:            ptr(0),
 			ActiveDeadlineSeconds:   seconds(lease),
-			TTLSecondsAfterFinished: ptr(removeAfter),
+			TTLSecondsAfterFinished: ptr(int(*seconds(o.TTL))),
 			Template: PodPart{
 				Meta: Meta{Labels: labels, Annotations: notes},
 				Spec: PodSpec{
@@ -207,6 +214,9 @@ func agentIn(m mark, o *Options, name string, port int, secret string) Container
 			SeccompProfile: &SeccompProfile{Type: o.SeccompProfile},
 		},
 		TerminationMessagePolicy: "FallbackToLogsOnError", // its last words, for whoever waits
+	}
+	if o.LogLevel != "" { // else it is not said, so that an agent that does not know of it can be used
+		c.Args = append(c.Args, "--log-level", o.LogLevel)
 	}
 	if len(o.Resources.Requests)+len(o.Resources.Limits) > 0 {
 		c.Resources = &o.Resources

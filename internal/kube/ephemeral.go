@@ -16,7 +16,7 @@ import (
 )
 
 // An agent as an ephemeral container of the target's pod. It starts quicker than a Job, and works
-// where hostPID is refused and the four capabilities are not. But the cluster cannot take it away:
+// where hostPID is refused and the capabilities are not. But the cluster cannot take it away:
 // when it has ended its entry stays in the pod's specification for as long as the pod lives, it has
 // no lease but its own clock, and its port is one of the pod's own loopback.
 

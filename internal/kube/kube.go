@@ -30,9 +30,9 @@ type Options struct {
 	Image          string            // of the agent; required to start one
 	Mode           Mode              // ModeJob or ModeEphemeral
 	Namespace      string            // of the agent's Job; "" for the target's
-	Labels         map[string]string // further labels of the Job and its pod
-	Annotations    map[string]string
-	Tolerations    []Toleration // nil: everything is tolerated, for the agent must run where the target does
+	Labels         map[string]string // further labels of the Job and its pod; they win over noMeshLabels
+	Annotations    map[string]string // the same, and noMeshNotes
+	Tolerations    []Toleration      // nil: everything is tolerated, for the agent must run where the target does
 	NodeSelector   map[string]string
 	Resources      Resources
 	PriorityClass  string
@@ -40,6 +40,8 @@ type Options struct {
 	PullPolicy     string // "" for IfNotPresent
 	PullSecrets    []string
 	SeccompProfile string        // RuntimeDefault or Unconfined; default RuntimeDefault
+	LogLevel       string        // of the agent: error, info, debug; "" for its own default, info
+	TTL            time.Duration // how long the cluster keeps an agent's Job that has ended; default 2 s
 	Linger         time.Duration // how long an agent waits for a next session; default 5 s
 	Resume         time.Duration // how long a session may be away; default 40 s
 	StartupTimeout time.Duration // default 60 s
@@ -60,6 +62,7 @@ const (
 )
 
 const (
+	defaultTTL     = 2 * time.Second
 	defaultLinger  = 5 * time.Second
 	defaultResume  = 40 * time.Second
 	defaultStartup = 60 * time.Second
@@ -71,6 +74,7 @@ func (o Options) withDefaults() Options {
 			*d = v
 		}
 	}
+	def(&o.TTL, defaultTTL)
 	def(&o.Linger, defaultLinger)
 	def(&o.Resume, defaultResume)
 	def(&o.StartupTimeout, defaultStartup)

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -90,7 +91,8 @@ const maxGenerations = 20
 
 // startJob makes a Job, or joins one that somebody else is making.
 func (c *Client) startJob(ctx context.Context, m mark, o *Options) (*Agent, net.Conn, error) {
-	for nth := range maxGenerations {
+	cleared := false
+	for nth := 0; nth < maxGenerations; nth++ {
 		j := newJob(m, o, m.agentName(o, nth), newSecret())
 		path := "/apis/batch/v1/namespaces/" + j.Meta.Namespace + "/jobs"
 		var made Job
@@ -99,6 +101,10 @@ func (c *Client) startJob(ctx context.Context, m mark, o *Options) (*Agent, net.
 			var there Job
 			err = c.get(ctx, path+"/"+j.Meta.Name, nil, &there)
 			if isStatus(err, http.StatusNotFound) || err == nil && (there.over() || there.Meta.Labels[labelTargetUID] != m.uid) {
+				if nth == maxGenerations-1 && !cleared { // they are kept for long (Options.TTL)
+					c.clear(ctx, m, o)
+					nth, cleared = -1, true
+				}
 				continue
 			}
 			if err != nil {
@@ -123,6 +129,17 @@ func (c *Client) startJob(ctx context.Context, m mark, o *Options) (*Agent, net.
 		return a, conn, err
 	}
 	return nil, nil, fault.With(fmt.Errorf("%d agents beside %s have ended and were not removed", maxGenerations, m), "stead agents clean")
+}
+
+// clear removes the Jobs of agents beside m that have ended.
+func (c *Client) clear(ctx context.Context, m mark, o *Options) {
+	path := "/apis/batch/v1/namespaces/" + cmp.Or(o.Namespace, m.namespace) + "/jobs/"
+	for nth := range maxGenerations {
+		var there Job
+		if name := m.agentName(o, nth); c.get(ctx, path+name, nil, &there) == nil && there.over() {
+			_ = c.remove(ctx, path+name)
+		}
+	}
 }
 
 const removeWithin = 5 * time.Second
