@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -224,40 +224,87 @@ func (c *Client) Status(ctx context.Context, a *Agent) (st wire.Status, err erro
 	return st, err
 }
 
-// Clean removes the agents of a namespace (of all for ""): those that nobody uses, every one where
-// all is set. It gives the names of those that it removed.
-func (c *Client) Clean(ctx context.Context, namespace string, all bool) (removed []string, err error) {
+// Cleaned is what Clean has done, by NAMESPACE/JOB.
+type Cleaned struct {
+	Removed []string
+	Kept    []string // each with the reason
+}
+
+// Clean removes the agents of a namespace (of all for ""): those of which it is known that nobody uses
+// them, every one where all is set.
+func (c *Client) Clean(ctx context.Context, namespace string, all bool) (out Cleaned, err error) {
+	// The Jobs first: one that is made meanwhile is somebody's.
+	jobs, err := list[Job](ctx, c, lookupKind("job").path(namespace), url.Values{"labelSelector": {oursSelector}})
+	if err != nil {
+		return out, err
+	}
 	agents, err := c.jobAgents(ctx, namespace)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
-	jobs, err := list[Job](ctx, c, lookupKind("job").path(namespace), map[string][]string{"labelSelector": {oursSelector}})
-	if err != nil {
-		return nil, err
-	}
-	busy := make(map[string]bool)
+	used := make(map[string]usage)
 	if !all {
-		for i := range agents {
-			if a := &agents[i]; !a.over {
-				if st, err := c.Status(ctx, a); err == nil && len(st.Sessions) > 0 {
-					busy[a.Namespace+"/"+a.Job] = true
-				}
-			}
-		}
+		used = c.usage(ctx, agents)
 	}
 	var errs []error
 	slices.SortFunc(jobs, func(a, b Job) int { return cmp.Compare(a.Meta.Namespace+a.Meta.Name, b.Meta.Namespace+b.Meta.Name) })
-	for _, j := range jobs {
+	for i := range jobs {
+		j := &jobs[i]
 		name := j.Meta.Namespace + "/" + j.Meta.Name
-		if busy[name] || j.Meta.DeletionTimestamp != nil {
+		if why := keep(j, used[name]); why != "" && !all {
+			out.Kept = append(out.Kept, name+": "+why)
 			continue
 		}
-		if err := c.request(ctx, http.MethodDelete, "/apis/batch/v1/namespaces/"+j.Meta.Namespace+"/jobs/"+j.Meta.Name,
-			map[string][]string{"propagationPolicy": {"Background"}}, "", nil, nil); err != nil && !isStatus(err, http.StatusNotFound) {
+		if j.Meta.DeletionTimestamp != nil {
+			continue
+		}
+		if err := c.remove(ctx, lookupKind("job").path(j.Meta.Namespace)+"/"+j.Meta.Name); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		removed = append(removed, name)
+		out.Removed = append(out.Removed, name)
 	}
-	return removed, errors.Join(errs...)
+	return out, errors.Join(errs...)
+}
+
+// usage is what is known of who uses an agent.
+type usage struct {
+	there    bool // it has a pod that goes on
+	sessions int
+	err      error // it did not say
+}
+
+// usage asks all agents at once, and gives their answers by NAMESPACE/JOB.
+func (c *Client) usage(ctx context.Context, agents []Agent) map[string]usage {
+	var mu sync.Mutex
+	var work sync.WaitGroup
+	out := make(map[string]usage)
+	for i := range agents {
+		if a := &agents[i]; !a.over {
+			work.Go(func() {
+				st, err := c.Status(ctx, a)
+				mu.Lock()
+				out[a.Namespace+"/"+a.Job] = usage{there: true, sessions: len(st.Sessions), err: err}
+				mu.Unlock()
+			})
+		}
+	}
+	work.Wait()
+	return out
+}
+
+// keep says why an agent's Job is not to be removed, "" where nobody needs it. What does not answer may
+// be in use, and what has no pod yet is about to be.
+func keep(j *Job, u usage) string {
+	switch {
+	case j.over():
+		return ""
+	case !u.there:
+		return "it is being started"
+	case u.err != nil:
+		return fmt.Sprintf("it does not say who uses it: %v", u.err)
+	case u.sessions > 0:
+		return "it is in use"
+	}
+	return ""
 }
