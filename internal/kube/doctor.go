@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,11 +34,8 @@ func (c *Client) Doctor(ctx context.Context, target *Spec, o Options) (out []Fin
 	if !add("cluster", c.Server+" "+v.GitVersion, err) {
 		return out
 	}
-	ns := o.Namespace
-	if ns == "" {
-		ns = c.Namespace
-	}
-	out = append(out, c.rights(ctx, ns, o.Mode)...)
+	ns := cmp.Or(o.Namespace, c.Namespace) // of the agent
+	out = append(out, c.rights(ctx, &Grant{User: "YOU", Namespace: c.Namespace, AgentNamespace: ns, Mode: o.Mode})...)
 	var p *Pod
 	m := mark{namespace: c.Namespace, pod: "doctor", container: "app", id: strings.Repeat("0", 64)}
 	if target != nil {
@@ -65,27 +63,28 @@ func (c *Client) Doctor(ctx context.Context, target *Spec, o Options) (out []Fin
 	return append(out, c.admission(ctx, m, &o, ns))
 }
 
-// rights asks for every verb of Rules.
-func (c *Client) rights(ctx context.Context, ns string, mode Mode) (out []Finding) {
+// rights asks for every verb of the grant's rules, each in its namespace.
+func (c *Client) rights(ctx context.Context, g *Grant) (out []Finding) {
 	asked := 0
-	for _, r := range Rules {
-		if r.Mode != "" && r.Mode != mode {
-			continue
-		}
-		for _, verb := range r.Verbs {
-			ok, err := c.may(ctx, ns, verb, r.Group, r.Resource)
-			if err != nil {
-				return append(out, Finding{What: "rights", Err: err})
-			}
-			asked++
-			if !ok {
-				out = append(out, Finding{What: "right to " + verb + " " + r.Resource,
-					Err: fault.With(fmt.Errorf("missing in namespace %s (to %s)", ns, r.Why), "whoever may give rights there runs: stead rbac -n "+ns+" --user YOU | kubectl apply -f -")})
+	var where []string
+	for _, p := range g.places() {
+		where = append(where, p.namespace)
+		for _, r := range g.rules(p) {
+			for _, verb := range r.Verbs {
+				ok, err := c.may(ctx, p.namespace, verb, r.Group, r.Resource)
+				if err != nil {
+					return append(out, Finding{What: "rights", Err: err})
+				}
+				asked++
+				if !ok {
+					out = append(out, Finding{What: "right to " + verb + " " + r.Resource,
+						Err: fault.With(fmt.Errorf("missing in namespace %s (to %s)", p.namespace, r.Why), g.command())})
+				}
 			}
 		}
 	}
 	if len(out) == 0 {
-		out = append(out, Finding{What: "rights", Note: fmt.Sprintf("all %d in namespace %s", asked, ns)})
+		out = append(out, Finding{What: "rights", Note: fmt.Sprintf("all %d in namespace %s", asked, strings.Join(where, " and "))})
 	}
 	return out
 }
