@@ -379,11 +379,7 @@ func (c *Client) nodeLost(ctx context.Context, m mark, node string) error {
 	lost := func(why string) error {
 		return fault.With(fmt.Errorf("node %s is lost: %s", node, why), "kubectl describe node "+node+"; choose a replica on another node with --replica POD")
 	}
-	var n struct {
-		Status struct {
-			Conditions []Condition `json:"conditions"`
-		} `json:"status"`
-	}
+	var n Node
 	err := c.get(ctx, "/api/v1/nodes/"+node, nil, &n)
 	switch {
 	case isStatus(err, http.StatusNotFound):

@@ -25,7 +25,7 @@ spec: {suspend: true, template: {spec: {restartPolicy: Never, containers: [{name
 	if r := apply(starting); r.code != 0 {
 		t.Fatal(r.stderr)
 	}
-	s := begin(t, "pod/client", []string{"--no-incoming"}, "sh", "-c", "echo there; sleep 100")
+	s := begin(t, "pod/client", []string{"--no-incoming"}, "sh", "-c", "echo there; exec sleep 100")
 	s.expect("there")
 	r := tool("agents", "clean")
 	if r.code != 0 || strings.Count(r.stdout, "removed ") != 1 || !strings.HasPrefix(r.stdout, "removed shop/stead-db-0-") {
