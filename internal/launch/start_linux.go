@@ -425,19 +425,28 @@ func launcherFault(errno unix.Errno, text string) error {
 		return &mountns.Unavailable{Step: makeNamespaces, Err: errno}
 	}
 	if strings.HasPrefix(text, "install seccomp filter") {
-		switch errno {
-		case unix.EBUSY:
-			return fault.With(fmt.Errorf("another supervisor listens to this process tree already (%w)", errno),
-				"run stead outside of it: it cannot be nested in another stead exec, and some containers and WSL2's mirrored networking (set networkingMode=nat in .wslconfig) install such a listener")
-		case unix.EINVAL, unix.ENOSYS:
-			return fault.With(fmt.Errorf("the kernel has no seccomp user notification: %w", errno),
-				"uname -r: Linux 5.14 or newer is needed")
-		case unix.EPERM, unix.EACCES:
-			return fault.With(fmt.Errorf("seccomp filters are forbidden here: %w", errno),
-				"in a container run it with --security-opt seccomp=unconfined")
+		if f := FilterFault(errno); f != nil {
+			return f
 		}
 	}
 	return err
+}
+
+// FilterFault explains why the program's filter cannot be installed; nil where there is nothing to
+// explain.
+func FilterFault(err error) error {
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return fault.With(fmt.Errorf("another supervisor listens to this process tree already (%w)", err),
+			"run stead outside of it: it cannot be nested in another stead exec, and some containers and WSL2's mirrored networking (set networkingMode=nat in .wslconfig) install such a listener")
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		return fault.With(fmt.Errorf("the kernel has no seccomp user notification: %w", err),
+			"uname -r: Linux 5.14 or newer is needed")
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fault.With(fmt.Errorf("seccomp filters are forbidden here: %w", err),
+			"in a container run it with --security-opt seccomp=unconfined")
+	}
+	return nil
 }
 
 // listenerFault explains why the filter's listener could not be taken or served.
