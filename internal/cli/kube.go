@@ -157,6 +157,7 @@ type standing struct {
 	pod  string       // "" where that is the target itself
 	pods seats.Source // follows its pods, nil where there is that one alone
 
+	node   string              // whose network the pod has, "" for one of its own
 	probes map[uint16][]string // paths that the kubelet asks it for, by port
 }
 
@@ -197,7 +198,7 @@ func (a *app) openTarget(ctx context.Context, target string, cf *clusterFlags, a
 	if err != nil {
 		return nil, err
 	}
-	s := &standing{Target: local.Target{Dial: t.Dial, Close: t.Close}, pod: t.Pod, probes: t.Probes}
+	s := &standing{Target: local.Target{Dial: t.Dial, Close: t.Close}, pod: t.Pod, node: t.Node, probes: t.Probes}
 	if t.Follow != nil {
 		s.pods = func(ctx context.Context, all bool, first *seats.Seat, join seats.Join, ready func()) error {
 			return t.Follow(ctx, all, first, func(ctx context.Context, name string, dial tunnel.Dialer) (kube.Seat, error) {

@@ -66,10 +66,8 @@ type mark struct {
 
 func markOf(p *Pod, container string) mark {
 	m := mark{namespace: p.Meta.Namespace, pod: p.Meta.Name, uid: p.Meta.UID, container: container, node: p.Spec.NodeName}
-	for _, s := range p.Status.ContainerStatuses {
-		if s.Name == container {
-			_, m.id, _ = strings.Cut(s.ContainerID, "://")
-		}
+	if s := p.status(container); s != nil {
+		_, m.id, _ = strings.Cut(s.ContainerID, "://")
 	}
 	return m
 }

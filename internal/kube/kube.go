@@ -100,6 +100,7 @@ type Target struct {
 	Pod       string
 	Container string
 	Probes    map[uint16][]string // paths that the kubelet asks it for, by port
+	Node      string              // whose network the pod has, "" for one of its own
 	Close     func()
 
 	// Follow follows the target's pods until ctx ends; nil where there is that one alone. It takes a seat
