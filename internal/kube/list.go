@@ -39,9 +39,9 @@ func Kinds() (names []string) {
 	return names
 }
 
-// List gives what can be a target in a namespace, in all for "". Of kinds that the user may not
-// list, denied says so.
-func (c *Client) List(ctx context.Context, namespace string, types []string) (out []Listed, denied []error, err error) {
+// List gives what can be a target in a namespace, in all for "", and who uses it, asked also of the
+// agents in agentNamespace where that is not "". Of what the user may not list, denied says so.
+func (c *Client) List(ctx context.Context, namespace, agentNamespace string, types []string) (out []Listed, denied []error, err error) {
 	var want []*kindRow
 	for _, t := range types {
 		k := lookupKind(strings.ToLower(t))
@@ -58,7 +58,18 @@ func (c *Client) List(ctx context.Context, namespace string, types []string) (ou
 	if err != nil {
 		denied = append(denied, err)
 	}
-	users := c.users(ctx, pods)
+	var agents []Agent
+	for i := range pods {
+		agents = append(agents, agentsIn(&pods[i])...)
+	}
+	if namespace != "" && agentNamespace != "" && agentNamespace != namespace {
+		elsewhere, err := c.jobAgents(ctx, agentNamespace)
+		if err != nil {
+			denied = append(denied, err)
+		}
+		agents = append(agents, elsewhere...)
+	}
+	users := c.users(ctx, agents)
 	// add makes a row of the pods that match.
 	add := func(k *kindRow, m *Meta, match func(p *Pod) bool) {
 		l := Listed{Target: k.names[0] + "/" + m.Name, Namespace: m.Namespace}
@@ -67,14 +78,15 @@ func (c *Client) List(ctx context.Context, namespace string, types []string) (ou
 			if p.Meta.Namespace != m.Namespace || p.Meta.Labels[managedBy] == ours || !match(p) {
 				continue
 			}
+			if k.how == bySelector && k.resource != "jobs" && p.over() { // an evicted pod is no replica
+				continue
+			}
 			l.Pods = append(l.Pods, p.Meta.Name)
 			if has(p.Status.Conditions, "Ready") != nil {
 				l.Ready++
 			}
 			if l.Containers == nil {
-				for _, c := range p.Spec.Containers {
-					l.Containers = append(l.Containers, c.Name)
-				}
+				l.Containers = append(containerNames(p.Spec.Containers), containerNames(p.sidecars())...)
 				l.Default, _, _ = ChooseContainer(p, "")
 			}
 			for _, u := range users[p.Meta.UID] {
@@ -174,28 +186,27 @@ func (s *Selector) matches(labels map[string]string) bool {
 // askTime bounds one question to one agent.
 const askTime = 5 * time.Second
 
-// users asks the agents among the pods who uses them, and gives the answers by the targets' UIDs.
-func (c *Client) users(ctx context.Context, pods []Pod) map[string][]string {
+// users asks agents who uses them, and gives the answers by the targets' UIDs.
+func (c *Client) users(ctx context.Context, agents []Agent) map[string][]string {
 	var mu sync.Mutex
 	var work sync.WaitGroup
 	out := make(map[string][]string)
-	for i := range pods {
-		for _, a := range agentsIn(&pods[i]) {
-			if a.over {
-				continue
-			}
-			work.Go(func() {
-				st, err := c.Status(ctx, &a)
-				mu.Lock()
-				defer mu.Unlock()
-				if err != nil {
-					out[a.TargetUID] = append(out[a.TargetUID], "?")
-				}
-				for _, s := range st.Sessions {
-					out[a.TargetUID] = append(out[a.TargetUID], s.Holder)
-				}
-			})
+	for i := range agents {
+		a := &agents[i]
+		if a.over {
+			continue
 		}
+		work.Go(func() {
+			st, err := c.Status(ctx, a)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				out[a.TargetUID] = append(out[a.TargetUID], "?")
+			}
+			for _, s := range st.Sessions {
+				out[a.TargetUID] = append(out[a.TargetUID], s.Holder)
+			}
+		})
 	}
 	work.Wait()
 	for _, l := range out {
