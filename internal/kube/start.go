@@ -156,7 +156,9 @@ const (
 	knockAgain     = 20 * time.Millisecond
 	knockAgainMost = 300 * time.Millisecond
 	eventsAfter    = 500 * time.Millisecond
-	nodeEvery      = 5 // times eventsAfter
+	nodeEvery      = 5               // times eventsAfter
+	tellAfter      = 5 * time.Second // what an agent that does not yet answer waits for
+	tellEvery      = 10 * time.Second
 )
 
 // start is an agent that is about to be: which pods to look at, and how.
@@ -226,6 +228,7 @@ func (c *Client) await(ctx context.Context, m mark, o *Options, st *start) (*Age
 	}
 	events := time.NewTimer(eventsAfter)
 	defer events.Stop()
+	began, told := time.Now(), tellAfter
 	for looked := 1; ; {
 		select {
 		case e := <-pods:
@@ -269,6 +272,10 @@ func (c *Client) await(ctx context.Context, m mark, o *Options, st *start) (*Age
 					return nil, nil, fmt.Errorf("agent beside %s: %w", m, err)
 				}
 			}
+			if waited := time.Since(began); a != nil && waited >= told {
+				told = waited + tellEvery
+				o.Notice(fmt.Sprintf("%s (%d s)", c.progress(tctx, a), int(waited.Seconds())))
+			}
 			events.Reset(eventsAfter)
 		case <-tctx.Done():
 			if ctx.Err() != nil {
@@ -293,6 +300,33 @@ func (c *Client) follow(ctx context.Context, ns string, query url.Values, out ch
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// progress asks what an agent is waiting for that does not yet answer.
+func (c *Client) progress(ctx context.Context, a *Agent) string {
+	events, _ := list[Event](ctx, c, "/api/v1/namespaces/"+a.Namespace+"/events", url.Values{"fieldSelector": {"involvedObject.name=" + a.Pod}})
+	return waitsFor(a, events)
+}
+
+// waitsFor says it from the events of the agent's pod. The kubelet tells that it pulls an image when it
+// begins, and nothing more until it has it or gives up, after minutes where a registry is silent.
+func waitsFor(a *Agent, events []Event) string {
+	pulling := false
+	for _, e := range events { // those of one image, in whatever order they are listed
+		if !strings.Contains(e.Message, `"`+a.Image+`"`) {
+			continue
+		}
+		switch e.Reason {
+		case "Pulling":
+			pulling = true
+		case "Pulled", "Failed", "BackOff":
+			return "still waiting for the agent on node " + a.Node + ": " + a.State
+		}
+	}
+	if pulling {
+		return "still pulling image " + a.Image + " on node " + a.Node
+	}
+	return "still waiting for the agent on node " + a.Node + ": " + a.State
 }
 
 func (c *Client) tooLate(st *start, m mark, a *Agent, last, cause error) error {

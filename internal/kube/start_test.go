@@ -56,3 +56,23 @@ func TestEndedAgentsThatAreKeptForLongMakeRoom(t *testing.T) {
 		t.Errorf("%v; removed %d", err, len(removed))
 	}
 }
+
+func TestWhatAnAgentWaitsForIsTold(t *testing.T) {
+	a := &Agent{Image: "registry.example.com/stead-agent:1", Node: "node1", State: "ContainerCreating"}
+	event := func(reason, message string) Event { return Event{Reason: reason, Message: message} }
+	pulling := event("Pulling", `Pulling image "registry.example.com/stead-agent:1"`)
+	for _, c := range []struct {
+		name   string
+		events []Event
+		want   string
+	}{
+		{"nothing is known", nil, "still waiting for the agent on node node1: ContainerCreating"},
+		{"its image", []Event{event("Scheduled", "x"), pulling}, "still pulling image registry.example.com/stead-agent:1 on node node1"},
+		{"no more its image", []Event{pulling, event("Pulled", `Successfully pulled image "registry.example.com/stead-agent:1" in 3s`)}, "still waiting for the agent on node node1: ContainerCreating"},
+		{"the app's image, in whose pod it is", []Event{event("Pulling", `Pulling image "app:1"`)}, "still waiting for the agent on node node1: ContainerCreating"},
+	} {
+		if got := waitsFor(a, c.events); got != c.want {
+			t.Errorf("%s: %q", c.name, got)
+		}
+	}
+}
