@@ -134,7 +134,7 @@ func (c *Client) admission(ctx context.Context, m mark, o *Options, ns string) F
 	if s := (*StatusError)(nil); errors.As(err, &s) && forbidden.MatchString(s.Message) {
 		// A developer need not have that right. PodSecurity warns of the pod when the Job is asked for.
 		if i := slices.IndexFunc(warnings, func(w string) bool { return refusalHint(w) != "" }); i >= 0 {
-			err = refused(&StatusError{Code: http.StatusForbidden, Message: warnings[i]})
+			err = refused(&StatusError{Code: http.StatusForbidden, Message: "its pod " + warnings[i]})
 		} else {
 			f.Soft, err = true, errors.New("the cluster would take its Job; whether it would take its pod too is not known: there is no right to create pods, nor need there be. The first session tells")
 		}

@@ -126,6 +126,8 @@ func subject(user string) string {
 // forbidden reads the API server's refusal: who may not do what.
 var forbidden = regexp.MustCompile(`User "([^"]+)" cannot (\S+) resource "([^"]+)" in API group "([^"]*)"(?: in the namespace "([^"]+)")?`)
 
+var podSecurityHint = "the agent needs hostPID and the capabilities " + strings.Join(capabilityNames(), ", ") + ": start it in a namespace that allows them (kubectl label namespace NAME pod-security.kubernetes.io/enforce=privileged) with --agent-namespace NAME"
+
 // refusals is the table of what a refusal (code 403 or 422 mostly) may mean. The first whose
 // pattern is in the message explains it.
 var refusals = []struct {
@@ -139,7 +141,8 @@ var refusals = []struct {
 	{"minimum cpu usage per", "kubectl describe limitrange: give the agent more with --agent-cpu"},
 	{"maximum memory usage per", "kubectl describe limitrange: give the agent less with --agent-memory"},
 	{"minimum memory usage per", "kubectl describe limitrange: give the agent more with --agent-memory"},
-	{"violates PodSecurity", "the agent needs hostPID and the capabilities " + strings.Join(capabilityNames(), ", ") + ": start it in a namespace that allows them (kubectl label namespace NAME pod-security.kubernetes.io/enforce=privileged) with --agent-namespace NAME"},
+	{"violates PodSecurity", podSecurityHint},
+	{"would violate PodSecurity", podSecurityHint}, // a warning about a Job
 	{"denied the request", "an admission webhook of the cluster refused it: ask who runs it"},
 	{"no PriorityClass", "kubectl get priorityclass; choose with --agent-priority"},
 	{`serviceaccount "`, "kubectl get serviceaccount; choose with --agent-service-account"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
 
@@ -34,6 +35,9 @@ func Platforms(ctx context.Context, ref string) ([]string, error) {
 		err = fmt.Errorf("look at %s: %w", n.Name(), err)
 		var t *transport.Error
 		if !errors.As(err, &t) {
+			if op := (*net.OpError)(nil); errors.As(err, &op) { // once, not for https and again for http
+				err = fmt.Errorf("look at %s: %w", n.Name(), op)
+			}
 			return nil, err
 		}
 		switch t.StatusCode {
