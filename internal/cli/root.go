@@ -92,7 +92,32 @@ func newRoot(a *app) *cobra.Command {
 	} {
 		root.AddCommand(newCommand(a))
 	}
+	strict(root)
 	return root
+}
+
+// strict makes what is too much on a command line, and a command that is none, an error with a hint.
+func strict(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		strict(sub)
+	}
+	check := c.Args
+	if c.HasSubCommands() {
+		check = func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("%s has no command %q", c.CommandPath(), args[0])
+			}
+			return nil
+		}
+		if c.RunE == nil { // else it would be help, and no error
+			c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		}
+	}
+	if check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			return fault.With(check(c, args), c.CommandPath()+" --help")
+		}
+	}
 }
 
 // environ returns the value of key in env, "" when it is not set.
