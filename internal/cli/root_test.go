@@ -101,7 +101,7 @@ rules:
 		ephemeral = "- {apiGroups: [\"\"], resources: [pods/ephemeralcontainers], verbs: [patch]} # start an agent in the target's pod\n"
 		agents    = `apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
-metadata: {name: stead, namespace: tools}
+metadata: {name: stead-agents, namespace: tools}
 rules:
 - {apiGroups: [""], resources: [pods], verbs: [get, list, watch]} # find the target and the agent's pod
 - {apiGroups: [""], resources: [pods/portforward], verbs: [create, get]} # reach the agent
@@ -116,27 +116,29 @@ rules:
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
-metadata: {name: stead-nodes}
+metadata: {name: "stead-nodes-ann"}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: stead-nodes}
 subjects:
 `
 		ann = "- {kind: User, apiGroup: rbac.authorization.k8s.io, name: \"ann\"}\n"
 	)
-	binding := func(ns, who string) string {
-		return "---\napiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: stead, namespace: " + ns + "}\n" +
-			"roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: stead}\nsubjects:\n" + who
+	binding := func(ns, role, user, who string) string {
+		return "---\napiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: \"" + role + "-" + user + "\", namespace: " + ns + "}\n" +
+			"roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: " + role + "}\nsubjects:\n" + who
 	}
 	targets := strings.NewReplacer(
 		"- {apiGroups: [\"\"], resources: [pods/portforward], verbs: [create, get]} # reach the agent\n", "",
-		"- {apiGroups: [\"\"], resources: [events], verbs: [list]} # say why an agent does not start\n", "").Replace(both)
+		"- {apiGroups: [\"\"], resources: [events], verbs: [list]} # say why an agent does not start\n", "").Replace(strings.Replace(both, "{name: stead,", "{name: stead-targets,", 1))
+	ofEphemeral := strings.Replace(both, "{name: stead,", "{name: stead-ephemeral,", 1) + ephemeral + binding("shop", "stead-ephemeral", "ann", ann)
 	for _, c := range []struct{ line, want string }{
-		{"rbac -n shop --user ann", both + jobs + binding("shop", ann)},
-		{"rbac -n shop --user ann --agent-namespace shop", both + jobs + binding("shop", ann)},
-		{"rbac -n shop --user ann --agent ephemeral", both + ephemeral + binding("shop", ann)},
-		{"rbac -n shop --user ann --agent ephemeral --agent-namespace tools", both + ephemeral + binding("shop", ann)},
-		{"rbac -n shop --user ann --agent-namespace tools", targets + binding("shop", ann) + "---\n" + agents + jobs + binding("tools", ann)},
-		{"rbac -n shop --user ann --nodes", both + jobs + binding("shop", ann) + "---\n" + nodes + ann},
-		{"rbac -n shop --user system:serviceaccount:ci:bot", both + jobs + binding("shop", "- {kind: ServiceAccount, name: bot, namespace: ci}\n")},
+		{"rbac -n shop --user ann", both + jobs + binding("shop", "stead", "ann", ann)},
+		{"rbac -n shop --user ann --agent-namespace shop", both + jobs + binding("shop", "stead", "ann", ann)},
+		{"rbac -n shop --user ann --agent ephemeral", ofEphemeral},
+		{"rbac -n shop --user ann --agent ephemeral --agent-namespace tools", ofEphemeral},
+		{"rbac -n shop --user ann --agent-namespace tools", targets + binding("shop", "stead-targets", "ann", ann) + "---\n" + agents + jobs + binding("tools", "stead-agents", "ann", ann)},
+		{"rbac -n shop --user ann --nodes", both + jobs + binding("shop", "stead", "ann", ann) + "---\n" + nodes + ann},
+		{"rbac -n shop --user https://login.example.com#ann", both + jobs + binding("shop", "stead", "https:--login.example.com#ann", "- {kind: User, apiGroup: rbac.authorization.k8s.io, name: \"https://login.example.com#ann\"}\n")},
+		{"rbac -n shop --user system:serviceaccount:ci:bot", both + jobs + binding("shop", "stead", "system:serviceaccount:ci:bot", "- {kind: ServiceAccount, name: bot, namespace: ci}\n")},
 	} {
 		s := run(t, nil, strings.Fields(c.line)...)
 		if diff := cmp.Diff(c.want, s.stdout); diff != "" || s.code != 0 || s.stderr != "" {

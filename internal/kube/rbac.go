@@ -58,15 +58,20 @@ type Grant struct {
 // places gives each namespace of the grant what is needed there, the targets' first.
 func (g *Grant) places() (out []place) {
 	if g.AgentNamespace == "" || g.AgentNamespace == g.Namespace || g.Mode == ModeEphemeral { // that one is in the target's pod
-		return []place{{g.Namespace, AtTarget | AtAgent}}
+		role := "stead"
+		if g.Mode == ModeEphemeral {
+			role += "-ephemeral"
+		}
+		return []place{{g.Namespace, AtTarget | AtAgent, role}}
 	}
-	return []place{{g.Namespace, AtTarget}, {g.AgentNamespace, AtAgent}}
+	return []place{{g.Namespace, AtTarget, "stead-targets"}, {g.AgentNamespace, AtAgent, "stead-agents"}}
 }
 
-// place is a namespace, and what is there.
+// place is a namespace, what is there, and the name of a Role for it: the same name, the same rules.
 type place struct {
 	namespace string
 	at        Place
+	role      string
 }
 
 // rules are those of a place.
@@ -79,25 +84,31 @@ func (g *Grant) rules(p place) (out []Rule) {
 	return out
 }
 
-// Roles prints the least Roles of a grant and their bindings, for kubectl apply -f -.
+// Roles prints the least Roles of a grant and their bindings, for kubectl apply -f -. Each user has a
+// binding of their own: what is applied for one takes nothing from another.
 func (g *Grant) Roles() string {
 	var parts []string
 	for _, p := range g.places() {
 		var b strings.Builder
-		fmt.Fprintf(&b, "apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: stead, namespace: %s}\nrules:\n", p.namespace)
+		fmt.Fprintf(&b, "apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: %s, namespace: %s}\nrules:\n", p.role, p.namespace)
 		for _, r := range g.rules(p) {
 			fmt.Fprintf(&b, "- {apiGroups: [%q], resources: [%s], verbs: [%s]} # %s\n", r.Group, r.Resource, strings.Join(r.Verbs, ", "), r.Why)
 		}
-		parts = append(parts, b.String(), fmt.Sprintf("apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: stead, namespace: %s}\n"+
-			"roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: stead}\nsubjects:\n%s", p.namespace, subject(g.User)))
+		parts = append(parts, b.String(), fmt.Sprintf("apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: %q, namespace: %s}\n"+
+			"roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: %s}\nsubjects:\n%s", g.binding(p.role), p.namespace, p.role, subject(g.User)))
 	}
 	if g.Nodes {
 		parts = append(parts, "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {name: stead-nodes}\nrules:\n"+
 			"- {apiGroups: [\"\"], resources: [nodes], verbs: [get, list]} # stead doctor: their kernels, architectures and images\n",
-			"apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\nmetadata: {name: stead-nodes}\n"+
+			fmt.Sprintf("apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\nmetadata: {name: %q}\n", g.binding("stead-nodes"))+
 				"roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: stead-nodes}\nsubjects:\n"+subject(g.User))
 	}
 	return strings.Join(parts, "---\n")
+}
+
+// binding is the name of the user's binding to a role. Names of RBAC may have all but these.
+func (g *Grant) binding(role string) string {
+	return role + "-" + strings.NewReplacer("/", "-", "%", "-").Replace(g.User)
 }
 
 // command is the one that gives the grant.

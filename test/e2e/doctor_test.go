@@ -123,7 +123,10 @@ func TestDoctorSaysWhatTheClusterWouldRefuse(t *testing.T) {
 	}
 	lines(t, inside(ns, "doctor", "--as", eve, "--target", "pod/app"), 1, refused, capabilitiesHint)
 	// And the right to look at nodes is had by the command of the hint.
-	t.Cleanup(func() { kubectl("delete", "clusterrole,clusterrolebinding", "stead-nodes") })
+	t.Cleanup(func() {
+		kubectl("delete", "clusterrole", "stead-nodes")
+		kubectl("delete", "clusterrolebinding", "stead-nodes-"+eve)
+	})
 	if r := apply(inside(ns, "rbac", "--user", eve, "--nodes").stdout); r.code != 0 {
 		t.Fatal(r.stderr)
 	}
@@ -141,6 +144,10 @@ func TestADeveloperWithTheTwoRolesHasHerAgentElsewhere(t *testing.T) {
 	roles := inside(ns, "rbac", "--agent-namespace", agents, "--user", ann)
 	if r := apply(roles.stdout); r.code != 0 || strings.Count(roles.stdout, "kind: Role\n") != 2 {
 		t.Fatal(roles.stdout, r.stderr)
+	}
+	// What is then given to somebody else takes nothing from her.
+	if r := apply(inside(ns, "rbac", "--agent-namespace", agents, "--user", "max@example.com").stdout + "---\n" + inside(ns, "rbac", "--agent", "ephemeral", "--user", "max@example.com").stdout); r.code != 0 {
+		t.Fatal(r.stderr)
 	}
 	may := func(verb, what, where string) string {
 		return strings.TrimSpace(kubectl("-n", where, "auth", "can-i", verb, what, "--as", ann).stdout)
@@ -218,7 +225,8 @@ spec:
 	}
 	t.Cleanup(func() {
 		kubectl("delete", "crd", "parades.hint.example.com", "--wait=false")
-		kubectl("delete", "role,rolebinding", "stead", "stead-get-parades", "stead-get-parades-scale", "--ignore-not-found")
+		kubectl("delete", "role", "stead", "stead-get-parades", "stead-get-parades-scale", "--ignore-not-found")
+		kubectl("delete", "rolebinding", "stead-"+mia, "stead-get-parades", "stead-get-parades-scale", "--ignore-not-found")
 	})
 	kubectl("wait", "--for=condition=Established", "crd/parades.hint.example.com", "--timeout=60s")
 	if r := apply(`{apiVersion: hint.example.com/v1, kind: Parade, metadata: {name: web, namespace: shop}, spec: {replicas: 1}}`); r.code != 0 {
