@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -24,7 +25,7 @@ func TestAHolderThatIsSlowToSayWhoItIsHoldsUpNobodyElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	p := newPorts(target, "auto")
+	p := newPorts(target, "auto", slog.New(slog.DiscardHandler))
 	defer p.close()
 	answer := make(chan wire.Reply)
 	go func() {

@@ -78,6 +78,21 @@ func TestConnectionsLeaveFromThePod(t *testing.T) {
 	}
 }
 
+// A port that the kernel keeps for the privileged, too: the app, which is root in many pods, has it.
+func TestTheProgramsSourcePortIsTakenInThePod(t *testing.T) {
+	b := newBed(t)
+	c := b.join(b.startAgent(), "ann@laptop", pod.Handlers{})
+	to := netip.AddrPortFrom(elseIP, elsePort)
+	go answer(b.listenElsewhere("tcp", to), "server")
+	for _, port := range []uint16{700, 7000} {
+		s, r, err := c.Dial(context.Background(), wire.Dial{Network: "tcp", To: to, Bind: netip.AddrPortFrom(podIP, port)})
+		if err != nil || s == nil || r.Local.Port() != port {
+			t.Fatalf("bound to %d: %+v, %v", port, r, err)
+		}
+		s.Close()
+	}
+}
+
 func TestErrnosAreThoseOfThePodsKernel(t *testing.T) {
 	b := newBed(t)
 	c := b.join(b.startAgent(), "ann@laptop", pod.Handlers{})

@@ -19,7 +19,7 @@ type catcher func(c net.Conn, called netip.AddrPort)
 
 // newStealer makes the engine for mode: "sk_lookup", "nft", or "auto" for the first that this
 // kernel and our capabilities allow, found by trying.
-func newStealer(t *target, mode string, caught catcher) (stealer, error) {
+func newStealer(t *target, mode string, caught catcher) (_ stealer, by string, _ error) {
 	var tried error
 	for _, e := range []struct {
 		name string
@@ -33,14 +33,14 @@ func newStealer(t *target, mode string, caught catcher) (stealer, error) {
 		}
 		s, err := e.make(t, caught)
 		if err == nil {
-			return s, nil
+			return s, e.name, nil
 		}
 		tried = errors.Join(tried, fmt.Errorf("steal by %s: %w", e.name, err))
 	}
 	if tried == nil {
 		tried = fmt.Errorf("steal by %q: %w", mode, unix.EINVAL)
 	}
-	return nil, tried
+	return nil, "", tried
 }
 
 func familyOf(a netip.AddrPort) int {

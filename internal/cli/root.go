@@ -101,8 +101,11 @@ func newRoot(a *app) *cobra.Command {
 // advise completes the commands below c, and c. A command that only has commands shows them, and takes no
 // other word for a wish to see them, as cobra alone would; errors about arguments get their hint.
 func advise(c *cobra.Command) {
-	if c.HasSubCommands() && !c.Runnable() {
-		c.Args, c.RunE = aCommand, func(c *cobra.Command, _ []string) error { return c.Help() }
+	if c.HasSubCommands() {
+		c.Args = aCommand
+		if !c.Runnable() {
+			c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		}
 	}
 	if check := c.Args; check != nil {
 		c.Args = func(c *cobra.Command, args []string) error {

@@ -126,7 +126,7 @@ func answer(c net.Conn, secret []byte) error {
 type listener struct {
 	net.Listener
 	secret []byte
-	log    io.Writer
+	refuse func(error)
 	in     chan net.Conn
 	ctx    context.Context // ends with Close
 	stop   context.CancelFunc
@@ -138,9 +138,10 @@ type listener struct {
 	begun bool // the door is served, from the first Accept on, or is not to be any more
 }
 
-// Listen gives the connections of l that know the secret. What is refused is told to log.
-func Listen(l net.Listener, secret []byte, log io.Writer) net.Listener {
-	k := &listener{Listener: l, secret: secret, log: log, in: make(chan net.Conn), over: make(chan struct{})}
+// Listen gives the connections of l that know the secret. refused is told why another one was not let
+// in; it is called from several goroutines.
+func Listen(l net.Listener, secret []byte, refused func(error)) net.Listener {
+	k := &listener{Listener: l, secret: secret, refuse: refused, in: make(chan net.Conn), over: make(chan struct{})}
 	k.ctx, k.stop = context.WithCancel(context.Background())
 	return k
 }
@@ -195,7 +196,7 @@ func (l *listener) door() {
 				return
 			}
 			if err != nil {
-				fmt.Fprintln(l.log, "stead-agent: a connection was refused:", err)
+				l.refuse(fmt.Errorf("connection from %s: %w", c.RemoteAddr(), err))
 				c.Close()
 				return
 			}

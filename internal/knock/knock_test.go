@@ -18,7 +18,7 @@ func house(t *testing.T) net.Listener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := Listen(inner, []byte("right"), io.Discard)
+	l := Listen(inner, []byte("right"), func(error) {})
 	t.Cleanup(func() { l.Close() })
 	return l
 }
@@ -94,7 +94,7 @@ func TestTheDoorIsOpenAgainAfterAMomentWithoutMemory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l := Listen(&poor{inner, errno}, []byte("right"), io.Discard)
+		l := Listen(&poor{inner, errno}, []byte("right"), func(error) {})
 		go func() {
 			if c, err := l.Accept(); err == nil {
 				t.Cleanup(func() { c.Close() })

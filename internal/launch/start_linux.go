@@ -431,19 +431,28 @@ func launcherFault(errno unix.Errno, text string) error {
 		return &mountns.Unavailable{Step: makeNamespaces, Err: errno}
 	}
 	if strings.HasPrefix(text, "install seccomp filter") {
-		switch errno {
-		case unix.EBUSY:
-			return fault.With(fmt.Errorf("another supervisor listens to this process tree already (%w)", errno),
-				"grep Seccomp /proc/self/status (2: somebody filters already; run stead outside of another stead exec, of such a container, of WSL2's mirrored networking: networkingMode=nat in .wslconfig)")
-		case unix.EINVAL, unix.ENOSYS:
-			return fault.With(fmt.Errorf("the kernel has no seccomp user notification: %w", errno),
-				"uname -r: Linux 5.14 or newer is needed")
-		case unix.EPERM, unix.EACCES:
-			return fault.With(fmt.Errorf("seccomp filters are forbidden here: %w", errno),
-				"docker run --security-opt seccomp=unconfined ... (a container's own filter forbids it)")
+		if f := FilterFault(errno); f != nil {
+			return f
 		}
 	}
 	return err
+}
+
+// FilterFault explains why the program's filter cannot be installed; nil where there is nothing to
+// explain.
+func FilterFault(err error) error {
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return fault.With(fmt.Errorf("another supervisor listens to this process tree already (%w)", err),
+			"grep Seccomp /proc/self/status (2: somebody filters already; run stead outside of another stead exec, of such a container, of WSL2's mirrored networking: networkingMode=nat in .wslconfig)")
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		return fault.With(fmt.Errorf("the kernel has no seccomp user notification: %w", err),
+			"uname -r: Linux 5.14 or newer is needed")
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fault.With(fmt.Errorf("seccomp filters are forbidden here: %w", err),
+			"docker run --security-opt seccomp=unconfined ... (a container's own filter forbids it)")
+	}
+	return nil
 }
 
 // listenerFault explains why the filter's listener could not be taken or served.
