@@ -52,7 +52,7 @@ func buildPrograms() error {
 	for _, argv := range [][]string{
 		{"go", "build", "-o", programs + "/confine", "./test/internal/confine"},
 		{"musl-gcc", "-static", "-O1", "-o", programs + "/told", src + "/told.c"},
-		{"cp", "-p", src + "/odd.py", src + "/doors.py", src + "/exec.py", programs},
+		{"cp", "-p", src + "/odd.py", src + "/doors.py", src + "/exec.py", src + "/waits.py", programs},
 	} {
 		cmd := exec.Command(argv[0], argv[1:]...)
 		cmd.Dir = bed.Root()
