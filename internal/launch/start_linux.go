@@ -390,7 +390,7 @@ func executable(path string) unix.Errno {
 		return unix.ENOENT
 	}
 	if st.IsDir() {
-		return unix.EACCES
+		return unix.EISDIR
 	}
 	if err := unix.Faccessat(unix.AT_FDCWD, path, unix.X_OK, unix.AT_EACCESS); err != nil {
 		return unix.EACCES
@@ -403,6 +403,12 @@ func ExecFault(name string, errno unix.Errno) error {
 	err := fmt.Errorf("run %s: %w", name, errno)
 	switch errno {
 	case unix.ENOENT, unix.ENOTDIR:
+		if name == "" {
+			return fault.WithExit(errors.New(`run "": not found`), "stead exec --target TARGET -- PROGRAM (is a variable empty?)", fault.ExitNotFound)
+		}
+		if strings.ContainsAny(name, " \t\n") {
+			return fault.WithExit(err, "each word by itself: -- "+name+" (or, for a shell's line, -- sh -c '"+name+"')", fault.ExitNotFound)
+		}
 		if !strings.Contains(name, "/") {
 			err = fmt.Errorf("run %s: not found in PATH: %w", name, errno)
 			return fault.WithExit(err, "give the program's path, or extend PATH on the laptop: the pod's PATH is not used", fault.ExitNotFound)
@@ -410,6 +416,8 @@ func ExecFault(name string, errno unix.Errno) error {
 		return fault.WithExit(err, "ls -l "+name+" (for a script, the interpreter in its first line may be missing)", fault.ExitNotFound)
 	case unix.EACCES:
 		return fault.WithExit(err, "chmod +x "+name, fault.ExitNotExecutable)
+	case unix.EISDIR:
+		return fault.WithExit(err, "ls "+name, fault.ExitNotExecutable)
 	default:
 		return fault.WithExit(err, "file "+name, fault.ExitNotExecutable)
 	}
