@@ -135,7 +135,7 @@ func (f *execFlags) options() (o session.Options, err error) {
 	case session.DoorAuto, session.DoorMount, session.DoorTrap, session.DoorCopy, session.DoorNone:
 		o.Files = session.Files{Door: d, Laptop: f.filesLaptop, Pod: f.filesPod}
 	default:
-		return o, fault.With(fmt.Errorf("--files %s: no such way", f.files), "--files auto, mount, trap or none")
+		return o, fault.With(fmt.Errorf("--files %s: no such way", f.files), "--files auto, mount, trap, copy or none")
 	}
 	for _, p := range append(append([]string(nil), f.filesLaptop...), f.filesPod...) {
 		if !strings.HasPrefix(p, "/") {

@@ -37,7 +37,10 @@ func Run(ctx context.Context, args, env []string, stdin io.Reader, stdout, stder
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	err := known(root, args)
+	if err == nil {
+		err = root.ExecuteContext(ctx)
+	}
 	var code exitCode
 	if errors.As(err, &code) {
 		return int(code)
@@ -71,8 +74,11 @@ func newRoot(a *app) *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
+		Version:       Version,
+
+		SuggestionsMinimumDistance: 2,
 	}
-	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetVersionTemplate(versionLine())
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fault.With(err, c.CommandPath()+" --help")
 	})
@@ -92,7 +98,45 @@ func newRoot(a *app) *cobra.Command {
 	} {
 		root.AddCommand(newCommand(a))
 	}
+	advise(root)
 	return root
+}
+
+// known fails where args name no command: cobra shows the help then, or tries the flags first.
+func known(root *cobra.Command, args []string) error {
+	if len(args) > 0 && args[0] == "help" {
+		args = args[1:]
+	}
+	if len(args) > 0 && (args[0] == "completion" || strings.HasPrefix(args[0], "__")) {
+		return nil // cobra's own, which it adds later
+	}
+	c, rest, err := root.Find(args)
+	if err != nil || !c.HasSubCommands() || c.Runnable() || len(rest) == 0 || strings.HasPrefix(rest[0], "-") {
+		return nil
+	}
+	hint := c.CommandPath() + " --help"
+	c.SuggestionsMinimumDistance = root.SuggestionsMinimumDistance
+	if near := c.SuggestionsFor(rest[0]); len(near) > 0 {
+		hint = c.CommandPath() + " " + near[0]
+	}
+	return fault.With(fmt.Errorf("unknown command %q for %q", rest[0], c.CommandPath()), hint)
+}
+
+// advise gives the complaints about a command's arguments their hint. Where it takes none, cobra takes
+// an argument for the name of a command.
+func advise(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		advise(sub)
+	}
+	if check := c.Args; check != nil && c.Runnable() {
+		c.Args = func(c *cobra.Command, args []string) error {
+			err := check(c, args)
+			if err != nil && !c.HasSubCommands() && cobra.NoArgs(c, args) != nil && check(c, nil) == nil {
+				err = fmt.Errorf("%s takes flags alone, not %q", c.CommandPath(), args[0])
+			}
+			return fault.With(err, c.CommandPath()+" --help")
+		}
+	}
 }
 
 // environ returns the value of key in env, "" when it is not set.
