@@ -200,6 +200,31 @@ func TestTheEnvironmentIsThePodsOverTheLaptops(t *testing.T) {
 	}
 }
 
+// The laptop's tools have a part of themselves in /etc, of which most pods know nothing.
+func TestToolsOfTheLaptopStartWhereThePodHasNothingOfTheirs(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-tools")
+	if r := b.Native("rm", "-rf", "/etc/maven", "/etc/pam.d", "/etc/pam.conf", "/etc/security"); r.Code != 0 {
+		t.Fatal(r.Stderr)
+	}
+	for _, argv := range [][]string{{"su", "-c", "echo by PAM"}, {"mvn", "-o", "-v"}} {
+		if _, err := exec.LookPath(argv[0]); err != nil {
+			continue // not every machine builds Java
+		}
+		c := exec.Command(argv[0], argv[1:]...)
+		laptop, err := c.Output()
+		if err != nil {
+			t.Errorf("%s without stead: %v", argv[0], err)
+			continue
+		}
+		for _, door := range doors {
+			r := b.Exec([]string{"--files", door, "--no-incoming"}, argv...)
+			if diff := cmp.Diff(string(laptop), r.Stdout); diff != "" || r.Code != 0 {
+				t.Errorf("%s by %s: exit code %d, stderr %s\n- laptop + stead:\n%s", argv[0], door, r.Code, r.Stderr, diff)
+			}
+		}
+	}
+}
+
 func TestExitCodesAndErrors(t *testing.T) {
 	b := bed.Up(t, stead, "conformance-exit")
 	plain := filepath.Join(bed.Cache(), "not-executable")
