@@ -70,8 +70,9 @@ func newRoot(a *app) *cobra.Command {
 		Short:         "Run a process on your laptop in a pod's stead",
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		Version:       Version,
 	}
-	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetVersionTemplate(versionLine())
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		if args := c.Flags().Args(); c.HasSubCommands() && len(args) > 0 { // the flags of a command that there is not
 			return aCommand(c, args)
@@ -94,7 +95,16 @@ func newRoot(a *app) *cobra.Command {
 	} {
 		root.AddCommand(newCommand(a))
 	}
+	root.InitDefaultHelpCmd()
 	advise(root)
+	for _, c := range root.Commands() {
+		if c.Name() == "help" { // cobra's: it takes the name of any command, and of what is none
+			c.Args = func(_ *cobra.Command, args []string) error {
+				of, rest, _ := root.Find(args)
+				return aCommand(of, rest)
+			}
+		}
+	}
 	return root
 }
 
@@ -109,7 +119,11 @@ func advise(c *cobra.Command) {
 	}
 	if check := c.Args; check != nil {
 		c.Args = func(c *cobra.Command, args []string) error {
-			return fault.With(check(c, args), c.CommandPath()+" --help")
+			err := check(c, args)
+			if err != nil && !c.HasSubCommands() && cobra.NoArgs(c, args) != nil && check(c, nil) == nil {
+				err = fmt.Errorf("%s takes flags alone, not %q", c.CommandPath(), args[0])
+			}
+			return fault.With(err, c.CommandPath()+" --help")
 		}
 	}
 	for _, sub := range c.Commands() {
@@ -128,7 +142,7 @@ func aCommand(c *cobra.Command, args []string) error {
 	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
 		hint = c.CommandPath() + " " + near[0]
 	}
-	return fault.With(fmt.Errorf("%s %s: no such command", c.CommandPath(), args[0]), hint)
+	return fault.With(fmt.Errorf("unknown command %q for %q", args[0], c.CommandPath()), hint)
 }
 
 // environ returns the value of key in env, "" when it is not set.

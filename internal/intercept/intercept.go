@@ -50,7 +50,8 @@ var Continue = Outcome{Continue: true}
 // Fail ends the call with an errno.
 func Fail(e syscall.Errno) Outcome { return Outcome{Errno: e} }
 
-// Signalled is why the context of a Later ended (context.Cause) when the program's thread got a signal.
+// Signalled is why the context of a Later ended (context.Cause, errors.Is) when the program's thread got
+// a signal.
 var Signalled = errors.New("a signal waits for the thread")
 
 // patience is how long a call is deaf to signals that no kernel would let interrupt it.
@@ -62,7 +63,7 @@ func Patient(ctx context.Context) (context.Context, context.CancelFunc) {
 	began := time.Now()
 	patient, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
-		if context.Cause(ctx) == Signalled {
+		if errors.Is(context.Cause(ctx), Signalled) {
 			select {
 			case <-time.After(patience - time.Since(began)):
 			case <-patient.Done():

@@ -393,7 +393,7 @@ func executable(path string) unix.Errno {
 		return unix.ENOENT
 	}
 	if st.IsDir() {
-		return unix.EACCES
+		return unix.EISDIR
 	}
 	if err := unix.Faccessat(unix.AT_FDCWD, path, unix.X_OK, unix.AT_EACCESS); err != nil {
 		return unix.EACCES
@@ -409,6 +409,9 @@ func ExecFault(name string, errno unix.Errno) error {
 		if name == "" {
 			return fault.WithExit(fmt.Errorf("run a program without a name: %w", errno), "stead exec --target TARGET -- PROGRAM (is a variable of the shell's empty?)", fault.ExitNotFound)
 		}
+		if strings.ContainsAny(name, " \t\n") {
+			return fault.WithExit(err, "each word by itself: -- "+name+" (or, for a shell's line, -- sh -c '"+name+"')", fault.ExitNotFound)
+		}
 		if !strings.Contains(name, "/") {
 			err = fmt.Errorf("run %s: not found in PATH: %w", name, errno)
 			return fault.WithExit(err, "which -a "+name+" (PATH is the laptop's, not the pod's; or give the program's path)", fault.ExitNotFound)
@@ -416,6 +419,8 @@ func ExecFault(name string, errno unix.Errno) error {
 		return fault.WithExit(err, "ls -l "+name+" (for a script, the interpreter in its first line may be missing)", fault.ExitNotFound)
 	case unix.EACCES:
 		return fault.WithExit(err, "chmod +x "+name, fault.ExitNotExecutable)
+	case unix.EISDIR:
+		return fault.WithExit(err, "ls "+name, fault.ExitNotExecutable)
 	default:
 		return fault.WithExit(err, "file "+name, fault.ExitNotExecutable)
 	}
