@@ -253,3 +253,35 @@ except OSError as e: print(e.strerror)
 	}
 	p.subs.Range(func(port, _ any) bool { t.Errorf("the pod was asked for port %v", port); return true })
 }
+
+// The pod's address is not one of the laptop's. A program that binds to it (it knows it by its host name, or
+// by POD_IP) sees it as its own.
+func TestAProgramBindsToThePodsAddress(t *testing.T) {
+	p := &nearPod{tcp: map[string]string{"10.9.9.9:80": greeter(t), "udp 10.9.9.9:53": udpEcho(t)}}
+	got := python(t, p, `
+import errno, socket
+pod="10.9.0.2"
+for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
+    s=socket.socket(type=kind); s.bind((pod,0)); print(s.getsockname()[0], s.getsockname()[1]>0)
+s=socket.socket(); s.bind((pod,0)); s.connect(("10.9.9.9",80)); print(s.recv(5), s.getsockname()[0])
+s=socket.socket(type=socket.SOCK_DGRAM); s.bind((pod,0)); at=s.getsockname()
+s.sendto(b"x",("10.9.9.9",53)); print(s.recvfrom(10), s.getsockname()==at)
+l=socket.socket(); l.bind((pod,0)); l.listen(); print(l.getsockname()[0])
+c=socket.create_connection(("127.0.0.1",l.getsockname()[1])); a,_=l.accept(); a.sendall(b"own"); print(c.recv(5))
+try: m=socket.socket(); m.bind(l.getsockname())
+except OSError as e: print(errno.errorcode[e.errno])
+s=socket.socket(socket.AF_INET6); s.bind(("::ffff:"+pod,0)); print(s.getsockname()[0])
+`)
+	want := `10.9.0.2 True
+10.9.0.2 True
+b'hello' 10.9.0.2
+(b'udp: x', ('10.9.9.9', 53)) True
+10.9.0.2
+b'own'
+EADDRINUSE
+::ffff:10.9.0.2
+`
+	if got != want {
+		t.Errorf("got %s\nwant %s", got, want)
+	}
+}

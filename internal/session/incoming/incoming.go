@@ -46,10 +46,10 @@ type Room struct {
 	live atomic.Int32 // connections
 
 	mu    sync.Mutex
-	bound map[uint64]netip.AddrPort // by cookie: what the program asked for where bind gave another port
-	ports map[uint16]*port          // listening, by the port that the program believes in
-	here  map[uint16]time.Time      // TCP ports on which the program really listens, and since when
-	udp   map[uint16]bound          // UDP ports to which the program is bound
+	named map[uint64]bound     // by cookie: those that are bound to something else than they asked for
+	ports map[uint16]*port     // listening, by the port that the program believes in
+	here  map[uint16]time.Time // TCP ports on which the program really listens, and since when
+	udp   map[uint16]bound     // UDP ports to which the program is bound
 	legs  map[netip.AddrPort]wire.Incoming
 
 	released bool // no port is asked for any more
@@ -62,16 +62,18 @@ type port struct {
 	sub    *pod.Subscription    // nil until the agent has answered
 }
 
-// bound is a UDP socket of the program's.
+// bound is a socket of the program's.
 type bound struct {
 	inode uint64
 	since time.Time
+	kind  int            // of a named one: SOCK_STREAM or SOCK_DGRAM
+	at    netip.AddrPort // of a named one: what the program is to see
 }
 
 // New makes an empty room; SetPod must be called before the program runs.
 func New(c Config) *Room {
 	r := &Room{
-		c: c, bound: make(map[uint64]netip.AddrPort), ports: make(map[uint16]*port),
+		c: c, named: make(map[uint64]bound), ports: make(map[uint16]*port),
 		here: make(map[uint16]time.Time), udp: make(map[uint16]bound), legs: make(map[netip.AddrPort]wire.Incoming),
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())

@@ -18,70 +18,60 @@ import (
 // Bind answers bind(2). The kernel runs it as it stands where it can; a port that the laptop does
 // not give is exchanged, and an address that is the pod's becomes any.
 func (r *Room) Bind(s *intercept.Socket, at netip.AddrPort) intercept.Outcome {
-	if s.Family == unix.AF_INET && !at.Addr().Is4() {
+	switch {
+	case s.Family == unix.AF_INET && !at.Addr().Is4():
+		return intercept.Continue
+	case at.Addr().IsLinkLocalUnicast(): // which has a scope, that of an interface of the laptop's
+		return intercept.Continue
+	case s.Type != unix.SOCK_STREAM && s.Type != unix.SOCK_DGRAM:
 		return intercept.Continue
 	}
-	if s.Type == unix.SOCK_DGRAM {
-		return r.bindUDP(s, at)
-	}
-	if s.Type != unix.SOCK_STREAM || at.Port() == 0 {
-		return intercept.Continue
-	}
+	real := at
 	err := unix.Bind(s.FD, inet.ToUnix(s.Family, at))
 	if err == unix.EADDRNOTAVAIL { // not one of the laptop's addresses: the pod's
-		any := inet.Any(s.Family == unix.AF_INET6)
-		err = unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(any, at.Port())))
-		at = netip.AddrPortFrom(any, at.Port())
-		if err == nil {
-			return intercept.Outcome{}
-		}
+		real = netip.AddrPortFrom(inet.Any(s.Family == unix.AF_INET6), at.Port())
+		err = unix.Bind(s.FD, inet.ToUnix(s.Family, real))
 	}
-	switch err {
-	case nil:
-		return intercept.Outcome{}
-	case unix.EADDRINUSE, unix.EACCES:
+	if s.Type == unix.SOCK_STREAM && (err == unix.EADDRINUSE || err == unix.EACCES) {
 		if r.OwnTCP(at.Port()) {
 			return intercept.Fail(unix.EADDRINUSE) // the program's own listener: as in the pod
 		}
-	default:
+		real = netip.AddrPortFrom(real.Addr(), 0)
+		err = unix.Bind(s.FD, inet.ToUnix(s.Family, real))
+	}
+	if err != nil {
 		return intercept.Fail(err.(unix.Errno))
 	}
-	if err := unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(at.Addr(), 0))); err != nil {
-		return intercept.Fail(err.(unix.Errno))
-	}
-	r.mu.Lock()
-	r.bound[s.Cookie] = at
-	r.mu.Unlock()
-	sa, _ := unix.Getsockname(s.FD)
-	r.c.Notice(fmt.Sprintf("port %d of the laptop is taken or privileged: on the laptop the program listens on %d instead", at.Port(), inet.FromUnix(sa).Port()))
+	r.bind(s, at, real)
 	return intercept.Outcome{}
 }
 
-// bindUDP notes the port, so that datagrams to the program itself stay on the laptop.
-func (r *Room) bindUDP(s *intercept.Socket, at netip.AddrPort) intercept.Outcome {
-	if at.Addr().IsUnspecified() || at.Addr().Unmap().IsLoopback() {
-		if err := unix.Bind(s.FD, inet.ToUnix(s.Family, at)); err != nil {
-			return intercept.Fail(err.(unix.Errno))
-		}
-	} else {
-		err := unix.Bind(s.FD, inet.ToUnix(s.Family, at))
-		if err == unix.EADDRNOTAVAIL {
-			any := inet.Any(s.Family == unix.AF_INET6)
-			err = unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(any, at.Port())))
-		}
-		if err != nil {
-			return intercept.Fail(err.(unix.Errno))
-		}
+// bind notes what is to be known of a socket that asked for at and has real.
+func (r *Room) bind(s *intercept.Socket, at, real netip.AddrPort) {
+	if at == real && s.Type == unix.SOCK_STREAM {
+		return
 	}
 	var st unix.Stat_t
 	sa, err := unix.Getsockname(s.FD)
 	if err != nil || unix.Fstat(s.FD, &st) != nil {
-		return intercept.Outcome{}
+		return
+	}
+	port, now := inet.FromUnix(sa).Port(), time.Now()
+	if at.Port() != 0 && at.Port() != port {
+		r.c.Notice(fmt.Sprintf("port %d of the laptop is taken or privileged: on the laptop the program listens on %d instead", at.Port(), port))
 	}
 	r.mu.Lock()
-	r.udp[inet.FromUnix(sa).Port()] = bound{st.Ino, time.Now()}
-	r.mu.Unlock()
-	return intercept.Outcome{}
+	defer r.mu.Unlock()
+	if s.Type == unix.SOCK_DGRAM { // datagrams to the program itself stay on the laptop
+		r.udp[port] = bound{inode: st.Ino, since: now}
+	}
+	if at == real {
+		return
+	}
+	if at.Port() == 0 {
+		at = netip.AddrPortFrom(at.Addr(), port)
+	}
+	r.named[s.Cookie] = bound{st.Ino, now, s.Type, at}
 }
 
 // Listen answers listen(2): the socket listens first, so that no connection comes too early, then
@@ -101,8 +91,8 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	local := inet.FromUnix(sa)
 	r.mu.Lock()
 	believed := local.Port()
-	if at, ok := r.bound[s.Cookie]; ok {
-		believed = at.Port()
+	if b, ok := r.named[s.Cookie]; ok {
+		believed = b.at.Port()
 	}
 	now := time.Now()
 	r.here[local.Port()] = now
@@ -211,16 +201,16 @@ func (r *Room) PeerName(s *intercept.Socket) (netip.AddrPort, bool) {
 	return inet.Shape(s.Family, in.Remote), ok
 }
 
-// SockName answers for a connection that came from the pod, and for a listener whose port was
-// exchanged.
+// SockName answers for a connection that came from the pod, and for a socket that is bound to something
+// else than it asked for.
 func (r *Room) SockName(s *intercept.Socket) (netip.AddrPort, bool) {
 	if in, ok := r.caught(s); ok {
 		return inet.Shape(s.Family, in.Local), true
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	at, ok := r.bound[s.Cookie]
-	return at, ok
+	b, ok := r.named[s.Cookie]
+	return b.at, ok
 }
 
 // caught finds the connection by our end of its leg, which is the socket's real peer.
@@ -238,6 +228,9 @@ func (r *Room) caught(s *intercept.Socket) (wire.Incoming, bool) {
 // watchEvery is how often the program's listeners are looked for: nobody tells us of a close.
 const watchEvery = time.Second
 
+// listenTime is how long after its bind a socket may begin to listen or to connect.
+const listenTime = 10 * time.Minute
+
 // watch gives back the ports on which the program listens no more.
 func (r *Room) watch() {
 	tick := time.NewTicker(watchEvery)
@@ -249,7 +242,7 @@ func (r *Room) watch() {
 		case <-tick.C:
 		}
 		r.mu.Lock()
-		idle := len(r.ports) == 0 && len(r.udp) == 0 && len(r.here) == 0
+		idle := len(r.ports) == 0 && len(r.udp) == 0 && len(r.here) == 0 && len(r.named) == 0
 		r.mu.Unlock()
 		if !idle {
 			r.sweep()
@@ -305,6 +298,15 @@ func (r *Room) giveBack(t tables) {
 	for n, u := range r.udp {
 		if gone(t.udp[u.inode], u.since) {
 			delete(r.udp, n)
+		}
+	}
+	for c, b := range r.named {
+		since := b.since
+		if b.kind == unix.SOCK_STREAM { // the tables have those that listen
+			since = since.Add(listenTime)
+		}
+		if gone(t.tcp[b.inode] || t.udp[b.inode], since) {
+			delete(r.named, c)
 		}
 	}
 }
