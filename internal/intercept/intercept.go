@@ -127,7 +127,7 @@ type Handler interface {
 	// The first form is asked before the socket is taken: false means none does.
 	ReceivesAny() bool
 	ReceivesFor(s *Socket) bool
-	// Source translates the address from which a datagram came.
+	// Source translates the address from which a datagram came, and learns of it.
 	Source(s *Socket, from netip.AddrPort) netip.AddrPort
 	// ConnectUnix decides about connect(2) on a unix socket by its path (abstract names begin with @).
 	ConnectUnix(path string) Outcome

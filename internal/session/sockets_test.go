@@ -285,3 +285,51 @@ EADDRINUSE
 		t.Errorf("got %s\nwant %s", got, want)
 	}
 }
+
+// A UDP server of the program's answers whoever reached it on the laptop: another socket of the program's, or
+// another process; also from a second socket, as TFTP does.
+func TestWhoeverReachedAUDPServerOnTheLaptopHasItsAnswer(t *testing.T) {
+	free, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := free.LocalAddr().String()
+	free.Close()
+	answered := make(chan string, 1)
+	go func() {
+		defer close(answered)
+		c, err := net.Dial("udp", at)
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		b := make([]byte, 100)
+		for range 100 {
+			c.Write([]byte("q"))
+			c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			if n, err := c.Read(b); err == nil {
+				answered <- string(b[:n])
+				return
+			}
+			time.Sleep(20 * time.Millisecond) // refused, as long as it is not bound
+		}
+	}()
+	got, _ := under(t, &nearPod{}, "python3", "-c", `
+import socket, sys
+host, port = sys.argv[1].split(":")
+def udp(): s=socket.socket(type=socket.SOCK_DGRAM); s.settimeout(10); return s
+a=udp(); a.bind((host,int(port)))
+d,f=a.recvfrom(100); a.sendto(b"to the laptop",f)
+a.close(); a=udp(); a.bind(("127.0.0.1",0))
+b=udp(); b.sendto(b"q",a.getsockname()); d,f=a.recvfrom(100); a.sendto(b"one",f); print(b.recv(100))
+c=udp(); c.connect(a.getsockname()); c.send(b"q"); m=a.recvmsg(100); a.sendmsg([b"two"],[],0,m[3]); print(c.recv(100))
+e=udp(); e.connect(m[3]); e.send(b"lost"); c.settimeout(.1); print(e.getpeername()==m[3])
+b.sendto(b"q",a.getsockname()); d,f=a.recvfrom(100); g=udp(); g.sendto(b"three",f); print(b.recv(100))
+`, at)
+	if want := "b'one'\nb'two'\nTrue\nb'three'\n"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if a := <-answered; a != "to the laptop" {
+		t.Errorf("the laptop got %q", a)
+	}
+}

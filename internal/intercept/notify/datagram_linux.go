@@ -424,9 +424,11 @@ func (s *Supervisor) take(sock *intercept.Socket, flags int) (*received, unix.Er
 	if err != nil {
 		return nil, err.(unix.Errno)
 	}
-	addr := s.h.Source(sock, inet.FromUnix(from))
-	return &received{
-		data: data[:n], control: control[:cn], flags: rflags &^ unix.MSG_PEEK,
-		name: inet.Append(nil, sock.Family, addr),
-	}, 0
+	real := inet.FromUnix(from)
+	addr := s.h.Source(sock, real)
+	name := inet.Append(nil, sock.Family, addr)
+	if sa, ok := from.(*unix.SockaddrInet6); ok && addr == real { // a link-local one has a scope
+		binary.NativeEndian.PutUint32(name[len(name)-4:], sa.ZoneId)
+	}
+	return &received{data: data[:n], control: control[:cn], flags: rflags &^ unix.MSG_PEEK, name: name}, 0
 }

@@ -46,10 +46,11 @@ type Room struct {
 	live atomic.Int32 // connections
 
 	mu    sync.Mutex
-	named map[uint64]bound     // by cookie: those that are bound to something else than they asked for
-	ports map[uint16]*port     // listening, by the port that the program believes in
-	here  map[uint16]time.Time // TCP ports on which the program really listens, and since when
-	udp   map[uint16]bound     // UDP ports to which the program is bound
+	named map[uint64]bound             // by cookie: those that are bound to something else than they asked for
+	ports map[uint16]*port             // listening, by the port that the program believes in
+	here  map[uint16]time.Time         // TCP ports on which the program really listens, and since when
+	udp   map[uint64]bound             // UDP sockets that the program bound, by cookie
+	heard map[netip.AddrPort]time.Time // whose datagrams reached the program on the laptop, and when last
 	legs  map[netip.AddrPort]wire.Incoming
 
 	released bool // no port is asked for any more
@@ -66,6 +67,7 @@ type port struct {
 type bound struct {
 	inode uint64
 	since time.Time
+	port  uint16         // of a UDP socket: on the laptop
 	kind  int            // of a named one: SOCK_STREAM or SOCK_DGRAM
 	at    netip.AddrPort // of a named one: what the program is to see
 }
@@ -74,7 +76,7 @@ type bound struct {
 func New(c Config) *Room {
 	r := &Room{
 		c: c, named: make(map[uint64]bound), ports: make(map[uint16]*port),
-		here: make(map[uint16]time.Time), udp: make(map[uint16]bound), legs: make(map[netip.AddrPort]wire.Incoming),
+		here: make(map[uint16]time.Time), udp: make(map[uint64]bound), heard: make(map[netip.AddrPort]time.Time), legs: make(map[netip.AddrPort]wire.Incoming),
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	r.work.Add(1)
@@ -140,8 +142,12 @@ func (r *Room) exchangedLocked(n uint16) bool {
 func (r *Room) OwnUDP(n uint16) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_, ok := r.udp[n]
-	return ok
+	for _, u := range r.udp {
+		if u.port == n {
+			return true
+		}
+	}
+	return false
 }
 
 // Serve carries one caught connection; it owns stream and returns when the connection has ended.

@@ -3,6 +3,7 @@ package incoming
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"syscall"
 	"time"
@@ -63,7 +64,7 @@ func (r *Room) bind(s *intercept.Socket, at, real netip.AddrPort) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if s.Type == unix.SOCK_DGRAM { // datagrams to the program itself stay on the laptop
-		r.udp[port] = bound{inode: st.Ino, since: now}
+		r.udp[s.Cookie] = bound{inode: st.Ino, since: now, port: port}
 	}
 	if at == real {
 		return
@@ -71,7 +72,7 @@ func (r *Room) bind(s *intercept.Socket, at, real netip.AddrPort) {
 	if at.Port() == 0 {
 		at = netip.AddrPortFrom(at.Addr(), port)
 	}
-	r.named[s.Cookie] = bound{st.Ino, now, s.Type, at}
+	r.named[s.Cookie] = bound{inode: st.Ino, since: now, kind: s.Type, at: at}
 }
 
 // Listen answers listen(2): the socket listens first, so that no connection comes too early, then
@@ -228,6 +229,48 @@ func (r *Room) caught(s *intercept.Socket) (wire.Incoming, bool) {
 // watchEvery is how often the program's listeners are looked for: nobody tells us of a close.
 const watchEvery = time.Second
 
+const (
+	// heardTime is how long the answers to a datagram may take, or the next one may be in coming.
+	heardTime = 5 * time.Minute
+	maxHeard  = 10000
+)
+
+// ReceivesAny says whether the program has bound a UDP socket.
+func (r *Room) ReceivesAny() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.udp) > 0
+}
+
+// ReceivesFor says whether s is a UDP socket that the program bound: Hear wants to know its datagrams.
+func (r *Room) ReceivesFor(s *intercept.Socket) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.udp[s.Cookie]
+	return ok
+}
+
+// Hear is told that a datagram from the laptop reached the program, so that the answers find the way back.
+func (r *Room) Hear(from netip.AddrPort) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.heard) < maxHeard {
+		r.heard[inet.Unmap(from)] = time.Now()
+	}
+}
+
+// Heard says whether a datagram from there has reached the program on the laptop.
+func (r *Room) Heard(from netip.AddrPort) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	from = inet.Unmap(from)
+	_, ok := r.heard[from]
+	if ok {
+		r.heard[from] = time.Now()
+	}
+	return ok
+}
+
 // listenTime is how long after its bind a socket may begin to listen or to connect.
 const listenTime = 10 * time.Minute
 
@@ -242,7 +285,7 @@ func (r *Room) watch() {
 		case <-tick.C:
 		}
 		r.mu.Lock()
-		idle := len(r.ports) == 0 && len(r.udp) == 0 && len(r.here) == 0 && len(r.named) == 0
+		idle := len(r.ports) == 0 && len(r.udp) == 0 && len(r.here) == 0 && len(r.named) == 0 && len(r.heard) == 0
 		r.mu.Unlock()
 		if !idle {
 			r.sweep()
@@ -295,11 +338,12 @@ func (r *Room) giveBack(t tables) {
 			delete(r.here, n)
 		}
 	}
-	for n, u := range r.udp {
+	for c, u := range r.udp {
 		if gone(t.udp[u.inode], u.since) {
-			delete(r.udp, n)
+			delete(r.udp, c)
 		}
 	}
+	maps.DeleteFunc(r.heard, func(_ netip.AddrPort, last time.Time) bool { return last.Before(t.at.Add(-heardTime)) })
 	for c, b := range r.named {
 		since := b.since
 		if b.kind == unix.SOCK_STREAM { // the tables have those that listen

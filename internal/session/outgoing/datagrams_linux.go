@@ -85,7 +85,7 @@ func (r *Room) refuse(a *association, relay *net.UDPConn, far, at netip.AddrPort
 
 // SendTo sends one datagram of an unconnected socket.
 func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) intercept.Outcome {
-	if s.Family == unix.AF_INET && !to.Addr().Is4() {
+	if s.Family == unix.AF_INET && !to.Addr().Is4() || r.c.Heard(to) {
 		return intercept.Continue
 	}
 	d := r.network.Load().Policy.Destination(to, r.c.OwnUDP)

@@ -57,7 +57,9 @@ type Config struct {
 	Network Network
 	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port.
 	OwnTCP, OwnUDP func(port uint16) bool
-	Trouble        func(error)
+	// Heard says whether a datagram from there reached the program on the laptop: what goes there answers it.
+	Heard   func(from netip.AddrPort) bool
+	Trouble func(error)
 }
 
 // Room keeps the program's outgoing sockets.

@@ -170,16 +170,16 @@ func (r *Room) ReceivesFor(s *intercept.Socket) bool {
 	return r.udp.byCookie[s.Cookie] != nil
 }
 
-// Source gives the far end whose relay from is.
-func (r *Room) Source(s *intercept.Socket, from netip.AddrPort) netip.AddrPort {
+// Source gives the far end whose relay from is; ok is false when it is none: from itself is the source.
+func (r *Room) Source(s *intercept.Socket, from netip.AddrPort) (far netip.AddrPort, ok bool) {
 	r.udp.mu.Lock()
 	defer r.udp.mu.Unlock()
 	if a := r.udp.byCookie[s.Cookie]; a != nil {
 		if far, ok := a.far[inet.Unmap(from)]; ok {
-			return inet.Shape(s.Family, far)
+			return inet.Shape(s.Family, far), true
 		}
 	}
-	return from
+	return from, false
 }
 
 func newAssociation(r *Room, s *intercept.Socket) (*association, error) {
@@ -217,7 +217,7 @@ func (r *Room) connectUDP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 		r.udp.dropLocked(old)
 	}
 	r.udp.mu.Unlock()
-	if !to.IsValid() || s.Family == unix.AF_INET && !to.Addr().Is4() {
+	if !to.IsValid() || s.Family == unix.AF_INET && !to.Addr().Is4() || r.c.Heard(to) {
 		return intercept.Continue
 	}
 	d := r.network.Load().Policy.Destination(to, r.c.OwnUDP)
