@@ -3,6 +3,7 @@ package session
 import (
 	"io"
 	"net"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -331,5 +332,30 @@ b.sendto(b"q",a.getsockname()); d,f=a.recvfrom(100); g=udp(); g.sendto(b"three",
 	}
 	if a := <-answered; a != "to the laptop" {
 		t.Errorf("the laptop got %q", a)
+	}
+}
+
+func TestThreadsThatSendFirstToOneDestinationShareItsRelay(t *testing.T) {
+	p := &nearPod{delay: 50 * time.Millisecond, tcp: map[string]string{"udp 10.9.9.9:53": udpEcho(t)}}
+	ended := make(chan string)
+	go func() {
+		ended <- python(t, p, `
+import socket, threading
+for i in range(5):
+    s=socket.socket(type=socket.SOCK_DGRAM); s.settimeout(10)
+    ts=[threading.Thread(target=s.sendto, args=(b"x",("10.9.9.9",53))) for _ in range(8)]
+    for t in ts: t.start()
+    for t in ts: t.join()
+    print(len([s.recvfrom(10) for _ in ts]))
+    s.close()
+`)
+	}()
+	select {
+	case got := <-ended:
+		if want := strings.Repeat("8\n", 5); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	case <-time.After(60 * time.Second):
+		t.Fatal("the session does not end")
 	}
 }

@@ -183,6 +183,10 @@ func (r *Room) relayTo(ctx context.Context, s *intercept.Socket, to, far, there 
 		relay.Close()
 		return netip.AddrPort{}, unix.EINTR
 	}
+	if other := a.relays[far]; other != nil { // another thread's, which came first
+		relay.Close()
+		return relayAddr(other), 0
+	}
 	r.addRelayLocked(a, relay, far, there)
 	return at, 0
 }
