@@ -335,6 +335,23 @@ b.sendto(b"q",a.getsockname()); d,f=a.recvfrom(100); g=udp(); g.sendto(b"three",
 	}
 }
 
+func TestAConnectedDatagramSocketSendsElsewhereToo(t *testing.T) {
+	p := &nearPod{tcp: map[string]string{"udp 10.9.9.9:53": udpEcho(t), "udp 10.9.9.8:53": udpEcho(t)}}
+	got := python(t, p, `
+import ctypes, socket
+s=socket.socket(type=socket.SOCK_DGRAM); s.settimeout(10); s.connect(("10.9.9.9",53))
+print(s.sendto(b"same",("10.9.9.9",53)), s.recvfrom(100))
+print(s.sendto(b"other",("10.9.9.8",53)), s.sendto(b"other",("10.9.9.8",53)))
+s.send(b"again"); print(s.recv(100)) # what the other answers is not for a connected socket
+print(ctypes.CDLL(None).connect(s.fileno(), bytes(16), 16))
+print(s.sendto(b"x",("10.9.9.8",53)), s.recvfrom(100))
+`)
+	want := "4 (b'udp: same', ('10.9.9.9', 53))\n5 5\nb'udp: again'\n0\n1 (b'udp: x', ('10.9.9.8', 53))\n"
+	if got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
 func TestThreadsThatSendFirstToOneDestinationShareItsRelay(t *testing.T) {
 	p := &nearPod{delay: 50 * time.Millisecond, tcp: map[string]string{"udp 10.9.9.9:53": udpEcho(t)}}
 	ended := make(chan string)

@@ -83,7 +83,7 @@ func (r *Room) refuse(a *association, relay *net.UDPConn, far, at netip.AddrPort
 	return next
 }
 
-// SendTo sends one datagram of an unconnected socket.
+// SendTo sends one datagram with an address.
 func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) intercept.Outcome {
 	if s.Family == unix.AF_INET && !to.Addr().Is4() || r.c.Heard(to) {
 		return intercept.Continue
@@ -95,13 +95,11 @@ func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) in
 	// The far end as the program names it, which the source of the answers must be.
 	far := inet.Unmap(to)
 	r.udp.mu.Lock()
-	a := r.udp.byCookie[s.Cookie]
-	if a != nil && a.stream != nil && a.relays[far] != nil {
-		at := relayAddr(a.relays[far])
-		r.udp.mu.Unlock()
-		return sendVia(s, at, payload)
-	}
+	relay := r.udp.byCookie[s.Cookie].relayTo(far)
 	r.udp.mu.Unlock()
+	if relay != nil {
+		return sendVia(s, relayAddr(relay), payload)
+	}
 	data := append([]byte(nil), payload...)
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
 		ctx, cancel := intercept.Patient(ctx)
@@ -123,16 +121,12 @@ func sendVia(s *intercept.Socket, at netip.AddrPort, payload []byte) intercept.O
 	return intercept.Outcome{Value: int64(len(payload))}
 }
 
-// relayTo finds or makes the relay of an unconnected socket for one far end; there is where its
-// datagrams really go (a nameserver of the laptop is replaced by the pod's).
+// relayTo finds or makes the relay of a socket for one far end that it is not connected to; there is where
+// its datagrams really go (a nameserver of the laptop is replaced by the pod's).
 func (r *Room) relayTo(ctx context.Context, s *intercept.Socket, to, far, there netip.AddrPort) (netip.AddrPort, unix.Errno) {
 	r.udp.mu.Lock()
-	a := r.udp.byCookie[s.Cookie]
+	a := r.udp.packetsLocked(s.Cookie)
 	r.udp.mu.Unlock()
-	if a != nil && a.connected.IsValid() {
-		// sendto with an address on a connected socket: rare, and allowed for datagrams.
-		return netip.AddrPort{}, unix.EISCONN
-	}
 	if a == nil {
 		ask := wire.Packet{IPv6: s.Family == unix.AF_INET6, Bind: r.bound(s)}
 		stream, reply, err := r.c.Pod.Packet(ctx, ask)
@@ -152,9 +146,9 @@ func (r *Room) relayTo(ctx context.Context, s *intercept.Socket, to, far, there 
 		}
 		fresh.stream, fresh.local = stream, reply.Local
 		r.udp.mu.Lock()
-		if a = r.udp.byCookie[s.Cookie]; a == nil { // two threads may send at once
+		if a = r.udp.packetsLocked(s.Cookie); a == nil { // two threads may send at once
 			a = fresh
-			r.udp.addLocked(a)
+			r.udp.addPacketsLocked(a)
 			r.work.Add(1)
 			r.live.Add(1)
 			go func() {
