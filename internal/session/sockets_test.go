@@ -376,3 +376,24 @@ for i in range(5):
 		t.Fatal("the session does not end")
 	}
 }
+
+// UDP_SEGMENT, with which QUIC sends many datagrams at once.
+func TestDatagramsThatAreSentAsSegmentsArriveAsSuch(t *testing.T) {
+	p := &nearPod{tcp: map[string]string{"udp 10.9.9.9:53": udpEcho(t)}}
+	got := python(t, p, `
+import ctypes, socket, struct
+UDP_SEGMENT=103
+def cut(n): return [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H",n)), (socket.IPPROTO_IP, socket.IP_TOS, struct.pack("i",0))]
+s=socket.socket(type=socket.SOCK_DGRAM); s.settimeout(10)
+for i in range(2): # the first one finds no way to the pod yet
+    print(s.sendmsg([b"x"*2000,b"y"*500],cut(1000),0,("10.9.9.9",53)), [len(s.recvfrom(10000)[0]) for _ in range(3)])
+s.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 600)
+print(s.sendto(b"z"*1000,("10.9.9.9",53)), [len(s.recvfrom(10000)[0]) for _ in range(2)])
+c=socket.socket(type=socket.SOCK_DGRAM); c.settimeout(10); c.connect(("10.9.9.9",53))
+print(c.sendmsg([b"x"*2500],cut(1000)), [len(c.recv(10000)) for _ in range(3)])
+`)
+	want := "2500 [1005, 1005, 505]\n2500 [1005, 1005, 505]\n1000 [605, 405]\n2500 [1005, 1005, 505]\n"
+	if got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}

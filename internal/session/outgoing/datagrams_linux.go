@@ -1,10 +1,13 @@
 package outgoing
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -84,7 +87,7 @@ func (r *Room) refuse(a *association, relay *net.UDPConn, far, at netip.AddrPort
 }
 
 // SendTo sends one datagram with an address.
-func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) intercept.Outcome {
+func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, b intercept.Datagram) intercept.Outcome {
 	if s.Family == unix.AF_INET && !to.Addr().Is4() || r.c.Heard(to) {
 		return intercept.Continue
 	}
@@ -98,9 +101,9 @@ func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) in
 	relay := r.udp.byCookie[s.Cookie].relayTo(far)
 	r.udp.mu.Unlock()
 	if relay != nil {
-		return sendVia(s, relayAddr(relay), payload)
+		return sendVia(s, relayAddr(relay), b)
 	}
-	data := append([]byte(nil), payload...)
+	b.Payload = bytes.Clone(b.Payload)
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
 		ctx, cancel := intercept.Patient(ctx)
 		defer cancel()
@@ -108,17 +111,30 @@ func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) in
 		if errno != 0 {
 			return intercept.Fail(errno)
 		}
-		return sendVia(s, at, data)
+		return sendVia(s, at, b)
 	}}
 }
 
 // sendVia sends through the program's own socket, so that it is bound as by its own call.
-func sendVia(s *intercept.Socket, at netip.AddrPort, payload []byte) intercept.Outcome {
-	err := unix.Sendto(s.FD, payload, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, inet.ToUnix(s.Family, at))
+func sendVia(s *intercept.Socket, at netip.AddrPort, b intercept.Datagram) intercept.Outcome {
+	n, err := unix.SendmsgN(s.FD, b.Payload, segments(b.Segment), inet.ToUnix(s.Family, at), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	if err != nil {
 		return intercept.Fail(err.(unix.Errno))
 	}
-	return intercept.Outcome{Value: int64(len(payload))}
+	return intercept.Outcome{Value: int64(n)}
+}
+
+// segments is the control message UDP_SEGMENT, nil for 0.
+func segments(size uint16) []byte {
+	if size == 0 {
+		return nil
+	}
+	b := make([]byte, unix.CmsgSpace(2))
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = unix.SOL_UDP, unix.UDP_SEGMENT
+	h.SetLen(unix.CmsgLen(2))
+	binary.NativeEndian.PutUint16(b[unix.CmsgLen(0):], size)
+	return b
 }
 
 // relayTo finds or makes the relay of a socket for one far end that it is not connected to; there is where
