@@ -31,6 +31,12 @@ type Socket struct {
 	Again func() (fd int, err error)
 }
 
+// Datagram is what one call sends at once.
+type Datagram struct {
+	Payload []byte
+	Segment uint16 // UDP_SEGMENT: several, of that size each, the last one of what is left; 0 for one
+}
+
 // Outcome says how a call ends. Exactly one of these holds: Continue, the kernel runs the call as
 // it stands; Later, the answer takes time and Later finds it; else the call returns Errno where
 // that is not 0, and Value.
@@ -122,13 +128,13 @@ type Handler interface {
 	SockName(s *Socket) (netip.AddrPort, syscall.Errno)
 	// SocketError is getsockopt(SO_ERROR): ok false leaves the answer to the kernel.
 	SocketError(s *Socket) (errno syscall.Errno, ok bool)
-	// SendTo sends a datagram (Type SOCK_DGRAM) to an address. payload is only valid during the call.
-	SendTo(s *Socket, to netip.AddrPort, payload []byte) Outcome
+	// SendTo sends a datagram (Type SOCK_DGRAM) to an address. Its payload is only valid during the call.
+	SendTo(s *Socket, to netip.AddrPort, d Datagram) Outcome
 	// ReceivesFor says whether addresses of datagrams that this socket receives need Source.
 	// The first form is asked before the socket is taken: false means none does.
 	ReceivesAny() bool
 	ReceivesFor(s *Socket) bool
-	// Source translates the address from which a datagram came.
+	// Source translates the address from which a datagram came, and learns of it.
 	Source(s *Socket, from netip.AddrPort) netip.AddrPort
 	// ConnectUnix decides about connect(2) on a unix socket by its path (abstract names begin with @).
 	ConnectUnix(path string) Outcome

@@ -58,8 +58,10 @@ type Config struct {
 	Network Network
 	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port; real is the
 	// laptop's that it has in its place.
-	OwnTCP  func(port uint16) (real uint16, ok bool)
-	OwnUDP  func(port uint16) bool
+	OwnTCP func(port uint16) (real uint16, ok bool)
+	OwnUDP func(port uint16) bool
+	// Heard says whether a datagram from there reached the program on the laptop: what goes there answers it.
+	Heard   func(from netip.AddrPort) bool
 	Trouble func(error)
 }
 
