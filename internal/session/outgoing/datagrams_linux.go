@@ -91,6 +91,9 @@ func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, b intercept.Datagr
 	if s.Family == unix.AF_INET && !to.Addr().Is4() || r.c.Heard(to) {
 		return intercept.Continue
 	}
+	if other(s) {
+		return r.refuseOther(to)
+	}
 	d := r.network.Load().Policy.Destination(to, r.c.OwnUDP)
 	if d.Where == policy.Laptop {
 		return intercept.Continue
