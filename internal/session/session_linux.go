@@ -134,11 +134,12 @@ func (s *run) network() outgoing.Network {
 
 func (s *run) rooms() (err error) {
 	s.out, err = outgoing.New(outgoing.Config{
-		Pod:     s.pods,
-		Network: s.network(),
-		OwnTCP:  s.in.OwnTCP,
-		OwnUDP:  s.in.OwnUDP,
-		Trouble: s.trouble,
+		Pod:        s.pods,
+		Network:    s.network(),
+		OwnTCP:     s.in.OwnTCP,
+		OwnUDP:     s.in.OwnUDP,
+		Answerable: s.in.Answerable,
+		Trouble:    s.trouble,
 	})
 	return err
 }

@@ -113,15 +113,29 @@ func (r *Room) bindUDP(s *intercept.Socket, at netip.AddrPort) intercept.Outcome
 			return intercept.Fail(err.(unix.Errno))
 		}
 	}
+	r.noteUDP(s)
+	return intercept.Outcome{}
+}
+
+func (r *Room) noteUDP(s *intercept.Socket) {
 	var st unix.Stat_t
 	sa, err := unix.Getsockname(s.FD)
 	if err != nil || unix.Fstat(s.FD, &st) != nil {
-		return intercept.Outcome{}
+		return
 	}
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.udp[inet.FromUnix(sa).Port()] = st.Ino
-	r.mu.Unlock()
-	return intercept.Outcome{}
+}
+
+// Answerable is told of a datagram socket that speaks to another one of the program's, which may answer:
+// it is bound and noted now, because the kernel would bind it in the call and tell nobody.
+func (r *Room) Answerable(s *intercept.Socket) {
+	sa, err := unix.Getsockname(s.FD)
+	if err == nil && inet.FromUnix(sa).Port() == 0 {
+		_ = unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(inet.Any(s.Family == unix.AF_INET6), 0)))
+	}
+	r.noteUDP(s)
 }
 
 // Listen answers listen(2): the socket listens first, so that no connection comes too early, then

@@ -88,7 +88,7 @@ func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) in
 	if s.Family == unix.AF_INET && !to.Addr().Is4() {
 		return intercept.Continue
 	}
-	d := r.network.Load().Policy.Destination(to, r.c.OwnUDP)
+	d := r.destinationUDP(s, to)
 	if d.Where == policy.Laptop {
 		return intercept.Continue
 	}

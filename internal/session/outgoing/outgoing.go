@@ -57,9 +57,11 @@ type Config struct {
 	Network Network
 	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port; real is the
 	// laptop's that it has in its place.
-	OwnTCP  func(port uint16) (real uint16, ok bool)
-	OwnUDP  func(port uint16) bool
-	Trouble func(error)
+	OwnTCP func(port uint16) (real uint16, ok bool)
+	OwnUDP func(port uint16) bool
+	// Answerable is told of a datagram socket that is about to speak to a port of the program's own.
+	Answerable func(*intercept.Socket)
+	Trouble    func(error)
 }
 
 // Room keeps the program's outgoing sockets.

@@ -211,7 +211,7 @@ func (r *Room) connectUDP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 	if !to.IsValid() || s.Family == unix.AF_INET && !to.Addr().Is4() {
 		return intercept.Continue
 	}
-	d := r.network.Load().Policy.Destination(to, r.c.OwnUDP)
+	d := r.destinationUDP(s, to)
 	if d.Where == policy.Laptop {
 		return intercept.Continue
 	}
@@ -233,6 +233,19 @@ func (r *Room) connectUDP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 		}
 		return intercept.Outcome{}
 	}}
+}
+
+// destinationUDP decides about one far end of a datagram socket.
+func (r *Room) destinationUDP(s *intercept.Socket, to netip.AddrPort) policy.Destination {
+	own := false
+	d := r.network.Load().Policy.Destination(to, func(port uint16) bool {
+		own = r.c.OwnUDP(port)
+		return own
+	})
+	if own {
+		r.c.Answerable(s)
+	}
+	return d
 }
 
 // joinUDP connects the program's socket and a relay to each other.

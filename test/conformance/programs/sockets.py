@@ -67,6 +67,25 @@ def bound():
         c.connect((DB[":" in a], 5432))
         yield c.getsockname()[0], c.getpeername()
 
+def datagram(a, *bind):
+    s = socket.socket(family(a), socket.SOCK_DGRAM)
+    s.settimeout(10)
+    if bind:
+        s.bind(bind)
+    return s
+
+@case
+def answered():
+    """a datagram of the program's to itself, from a socket that nobody bound"""
+    for a in ("127.0.0.1", "::1"):
+        l = datagram(a, a, 7701)
+        for send in (lambda s: s.sendto(b"ask", (a, 7701)), lambda s: s.connect((a, 7701)) or s.send(b"ask")):
+            s = datagram(a)
+            send(s)
+            d, of = l.recvfrom(10)
+            l.sendto(b"answer", of)
+            yield d, of[0], of == s.getsockname() or of[1] == s.getsockname()[1], s.recvfrom(10)
+
 for f in cases:
     if not sys.argv[1:] or f.__name__ in sys.argv[1:]:
         for line in f():
