@@ -96,8 +96,9 @@ type Handler interface {
 	SockName(s *Socket) (netip.AddrPort, syscall.Errno)
 	// SocketError is getsockopt(SO_ERROR): ok false leaves the answer to the kernel.
 	SocketError(s *Socket) (errno syscall.Errno, ok bool)
-	// SendTo sends a datagram (Type SOCK_DGRAM) to an address. payload is only valid during the call.
-	SendTo(s *Socket, to netip.AddrPort, payload []byte) Outcome
+	// SendTo sends a datagram (Type SOCK_DGRAM) to an address. payload is only valid during the call;
+	// where segment is not 0 it is several datagrams of that size, the last may be shorter.
+	SendTo(s *Socket, to netip.AddrPort, payload []byte, segment int) Outcome
 	// ReceivesFor says whether addresses of datagrams that this socket receives need Source.
 	// The first form is asked before the socket is taken: false means none does.
 	ReceivesAny() bool

@@ -62,8 +62,8 @@ func (h *handler) SocketError(s *intercept.Socket) (syscall.Errno, bool) {
 	return h.out.SocketError(s)
 }
 
-func (h *handler) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) intercept.Outcome {
-	return h.out.SendTo(s, to, payload)
+func (h *handler) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte, segment int) intercept.Outcome {
+	return h.out.SendTo(s, to, payload, segment)
 }
 
 func (h *handler) ReceivesAny() bool                    { return h.out.ReceivesAny() }

@@ -10,7 +10,7 @@ import (
 
 func TestCallsOnSocketsSayWhatTheySayInThePod(t *testing.T) {
 	b := bed.Up(t, stead, "conformance-sockets")
-	for _, c := range []string{"refused", "mapped", "bound", "answered"} {
+	for _, c := range []string{"refused", "mapped", "bound", "segments", "answered"} {
 		argv := []string{"python3", programs + "/sockets.py", c}
 		native := b.Native(argv...)
 		under := b.Exec([]string{"--no-incoming"}, argv...)

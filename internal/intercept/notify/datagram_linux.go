@@ -127,7 +127,7 @@ func (s *Supervisor) sendto(t *task) {
 		s.l.Continue(t.id) // EFAULT
 		return
 	}
-	s.finish(t, sock, s.h.SendTo(sock, a.ip, b))
+	s.finish(t, sock, s.h.SendTo(sock, a.ip, b, 0))
 }
 
 // stream handles an address given to a socket that is no datagram socket. TCP ignores it, but for
@@ -166,7 +166,20 @@ func (s *Supervisor) sendmsg(t *task) {
 		s.l.Continue(t.id)
 		return
 	}
-	s.finish(t, sock, s.h.SendTo(sock, a.ip, b))
+	s.finish(t, sock, s.h.SendTo(sock, a.ip, b, readSegment(t.tid, &m)))
+}
+
+// readSegment returns the size that the message's control data gives each datagram (UDP_SEGMENT), 0 for
+// none. Nothing else there is kept: an address to send from (IP_PKTINFO) would be the pod's.
+func readSegment(tid int, m *msghdr) int {
+	if m.controllen == 0 || m.controllen > maxControl {
+		return 0
+	}
+	b := make([]byte, m.controllen)
+	if n, err := sys.ReadTask(tid, m.control, b); err != nil || n != len(b) {
+		return 0
+	}
+	return inet.Segment(b)
 }
 
 func (s *Supervisor) payload(t *task, m *msghdr) ([]byte, bool) {
@@ -238,9 +251,10 @@ func (s *Supervisor) sendOne(ctx context.Context, t *task, sock *intercept.Socke
 	if !ok {
 		return 0, unix.EFAULT
 	}
+	segment := readSegment(t.tid, m)
 	o := intercept.Continue
 	if to.IsValid() {
-		if o = s.h.SendTo(sock, to, b); o.Later != nil {
+		if o = s.h.SendTo(sock, to, b, segment); o.Later != nil {
 			o = o.Later(ctx)
 		}
 	}
@@ -251,7 +265,7 @@ func (s *Supervisor) sendOne(ctx context.Context, t *task, sock *intercept.Socke
 	if to.IsValid() {
 		sa = inet.ToUnix(sock.Family, to)
 	}
-	if err := unix.Sendto(sock.FD, b, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, sa); err != nil {
+	if err := inet.Send(sock.FD, b, segment, sa); err != nil {
 		return 0, err.(unix.Errno)
 	}
 	return len(b), 0

@@ -83,8 +83,8 @@ func (r *Room) refuse(a *association, relay *net.UDPConn, far, at netip.AddrPort
 	return next
 }
 
-// SendTo sends one datagram of an unconnected socket.
-func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) intercept.Outcome {
+// SendTo sends one datagram of an unconnected socket, or several that are one payload.
+func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte, segment int) intercept.Outcome {
 	if s.Family == unix.AF_INET && !to.Addr().Is4() {
 		return intercept.Continue
 	}
@@ -99,7 +99,7 @@ func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) in
 	if a != nil && a.stream != nil && a.relays[far] != nil {
 		at := relayAddr(a.relays[far])
 		r.udp.mu.Unlock()
-		return sendVia(s, at, payload)
+		return sendVia(s, at, payload, segment)
 	}
 	r.udp.mu.Unlock()
 	data := append([]byte(nil), payload...)
@@ -108,13 +108,13 @@ func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) in
 		if errno != 0 {
 			return intercept.Fail(errno)
 		}
-		return sendVia(s, at, data)
+		return sendVia(s, at, data, segment)
 	}}
 }
 
 // sendVia sends through the program's own socket, so that it is bound as by its own call.
-func sendVia(s *intercept.Socket, at netip.AddrPort, payload []byte) intercept.Outcome {
-	err := unix.Sendto(s.FD, payload, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, inet.ToUnix(s.Family, at))
+func sendVia(s *intercept.Socket, at netip.AddrPort, payload []byte, segment int) intercept.Outcome {
+	err := inet.Send(s.FD, payload, segment, inet.ToUnix(s.Family, at))
 	if err != nil {
 		return intercept.Fail(err.(unix.Errno))
 	}

@@ -1,6 +1,6 @@
 """Prints what calls on sockets say; run natively in the pod orders and in its stead it must print the same.
 `sockets.py [NAME...]`: the cases of that name alone."""
-import errno, select, socket, sys, time
+import errno, select, socket, struct, sys, time
 
 DB = ("10.244.0.12", "fd00:244::12")
 cases = []
@@ -73,6 +73,19 @@ def datagram(a, *bind):
     if bind:
         s.bind(bind)
     return s
+
+@case
+def segments():
+    """UDP_SEGMENT: one call, several datagrams, as QUIC sends"""
+    one = struct.pack("H", 100)
+    for a in DB:
+        for send in (
+            lambda s: s.sendmsg([b"x" * 130, b"x" * 120], [(socket.IPPROTO_UDP, 103, one)], 0, (a, 5433)),
+            lambda s: s.connect((a, 5433)) or s.sendmsg([b"x" * 250], [(socket.IPPROTO_UDP, 103, one)]),
+            lambda s: s.setsockopt(socket.IPPROTO_UDP, 103, 100) or s.sendto(b"x" * 250, (a, 5433)),
+        ):
+            s = datagram(a)
+            yield send(s), sorted(len(s.recv(1000)) for i in range(3))
 
 @case
 def answered():
