@@ -20,7 +20,7 @@ type Socket struct {
 	FD       int    // ours; the same open file description as the program's
 	Cookie   uint64 // SO_COOKIE: stays the same over dup, fork and SCM_RIGHTS, is never used again
 	Family   int    // AF_INET or AF_INET6: the socket's, which is what counts, not an address's
-	Type     int    // SOCK_STREAM, SOCK_DGRAM
+	Type     int    // SOCK_STREAM, SOCK_DGRAM, SOCK_RAW
 	Protocol int    // IPPROTO_TCP, IPPROTO_UDP, ...
 	Nonblock bool
 
@@ -96,7 +96,7 @@ type Handler interface {
 	SockName(s *Socket) (netip.AddrPort, syscall.Errno)
 	// SocketError is getsockopt(SO_ERROR): ok false leaves the answer to the kernel.
 	SocketError(s *Socket) (errno syscall.Errno, ok bool)
-	// SendTo sends a datagram (Type SOCK_DGRAM) to an address. payload is only valid during the call;
+	// SendTo sends a datagram (Type SOCK_DGRAM or SOCK_RAW) to an address. payload is only valid during the call;
 	// where segment is not 0 it is several datagrams of that size, the last may be shorter.
 	SendTo(s *Socket, to netip.AddrPort, payload []byte, segment int) Outcome
 	// ReceivesFor says whether addresses of datagrams that this socket receives need Source.

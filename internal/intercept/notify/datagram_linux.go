@@ -117,7 +117,7 @@ func (s *Supervisor) sendto(t *task) {
 	if sock == nil {
 		return
 	}
-	if sock.Type != unix.SOCK_DGRAM {
+	if !datagrams(sock) {
 		s.stream(t, sock, t.args[3])
 		return
 	}
@@ -128,6 +128,11 @@ func (s *Supervisor) sendto(t *task) {
 		return
 	}
 	s.finish(t, sock, s.h.SendTo(sock, a.ip, b, 0))
+}
+
+// datagrams says whether each of the socket's messages may have an address of its own.
+func datagrams(sock *intercept.Socket) bool {
+	return sock.Type == unix.SOCK_DGRAM || sock.Type == unix.SOCK_RAW
 }
 
 // stream handles an address given to a socket that is no datagram socket. TCP ignores it, but for
@@ -156,7 +161,7 @@ func (s *Supervisor) sendmsg(t *task) {
 	if sock == nil {
 		return
 	}
-	if sock.Type != unix.SOCK_DGRAM {
+	if !datagrams(sock) {
 		s.stream(t, sock, t.args[2])
 		return
 	}
@@ -221,7 +226,7 @@ func (s *Supervisor) sendmmsg(t *task) {
 	if sock == nil {
 		return
 	}
-	if sock.Type != unix.SOCK_DGRAM {
+	if !datagrams(sock) {
 		s.stream(t, sock, t.args[3])
 		return
 	}

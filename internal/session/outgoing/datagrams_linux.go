@@ -88,6 +88,9 @@ func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte, se
 	if s.Family == unix.AF_INET && !to.Addr().Is4() {
 		return intercept.Continue
 	}
+	if other(s) {
+		return r.refuseOther(to)
+	}
 	d := r.destinationUDP(s, to)
 	if d.Where == policy.Laptop {
 		return intercept.Continue
