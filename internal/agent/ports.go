@@ -266,7 +266,7 @@ func (p *ports) remove(s *subscription) {
 			if len(p.mirror) == 0 {
 				tap := p.tap
 				p.tap = nil
-				p.work.Go(tap.close) // not here: it waits for a goroutine that may wait for mu
+				p.work.Go(func() { tap.retire(p.ctx) })
 			}
 		}
 	}
