@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"sync"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -214,11 +213,7 @@ func (s *Supervisor) acceptNow(sock *intercept.Socket, flags int) (int, unix.Err
 			return -1, unix.EAGAIN
 		}
 	}
-	fd, _, e := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(sock.FD), 0, 0, uintptr(flags&unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC), 0, 0)
-	if e != 0 {
-		return -1, e
-	}
-	return int(fd), 0
+	return sys.AcceptNow(sock.FD, flags&unix.SOCK_NONBLOCK)
 }
 
 func (s *Supervisor) acceptSoon(ctx context.Context, sock *intercept.Socket, flags int) (int, unix.Errno) {
@@ -272,12 +267,8 @@ func (s *Supervisor) accepted(t *task, listener *intercept.Socket, fd int, errno
 func (s *Supervisor) inject(t *task, fd int, cloexec bool) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	var old, all uint64
-	all = ^uint64(0)
-	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
-	err := s.l.AddFDSend(t.id, fd, cloexec)
-	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
-	return err
+	defer sys.SetSignals(sys.BlockAllSignals())
+	return s.l.AddFDSend(t.id, fd, cloexec)
 }
 
 // leftovers are accepted connections that found no caller, by listener. Nobody tells us that a
