@@ -12,6 +12,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -66,6 +67,23 @@ func Write(w io.Writer, v any) error {
 	return err
 }
 
+// atOnce is how much room is made for what is announced and has not come.
+const atOnce = 64 << 10
+
+func readBody(r io.Reader, n int) ([]byte, error) {
+	if n <= atOnce {
+		b := make([]byte, n)
+		_, err := io.ReadFull(r, b)
+		return b, noEOF(err)
+	}
+	var b bytes.Buffer
+	got, err := b.ReadFrom(io.LimitReader(r, int64(n)))
+	if err == nil && got < int64(n) {
+		err = io.ErrUnexpectedEOF
+	}
+	return b.Bytes(), err
+}
+
 // Read receives one message into v. It reads not one byte beyond the message. io.EOF means that
 // the peer ended the stream between two messages.
 func Read(r io.Reader, v any) error {
@@ -77,11 +95,8 @@ func Read(r io.Reader, v any) error {
 	if n > MaxMessage {
 		return fmt.Errorf("read %T: message of %d bytes, more than %d", v, n, MaxMessage)
 	}
-	body := make([]byte, n)
-	if _, err := io.ReadFull(r, body); err != nil {
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
+	body, err := readBody(r, int(n))
+	if err != nil {
 		return err
 	}
 	if err := dec.Unmarshal(body, v); err != nil {
