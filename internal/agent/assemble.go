@@ -54,7 +54,8 @@ func (r *room) give(n int) { r.used.Add(int64(-n)) }
 type flow struct {
 	key     flowKey
 	room    *room
-	next    uint32 // sequence number of the next byte
+	first   uint32 // sequence number of the first byte
+	next    uint32 // of the next
 	ahead   []segment
 	beyond  int // bytes in ahead
 	seen    time.Time
@@ -75,15 +76,15 @@ type flow struct {
 func (a *assembler) take(s *segment, now time.Time) (began *flow) {
 	f := a.flows[s.key]
 	if s.syn && !s.ack {
-		if f != nil && f.next == s.seq+1 {
-			return nil // sent again
+		if f != nil && f.first == s.seq+1 {
+			return nil // sent again, or delivered again
 		}
 		if f != nil {
 			a.end(f, errReset) // the number pair is used anew
 		} else if len(a.flows) >= maxFlows {
 			return nil
 		}
-		f = &flow{key: s.key, room: a.room, next: s.seq + 1}
+		f = &flow{key: s.key, room: a.room, first: s.seq + 1, next: s.seq + 1}
 		a.flows[s.key] = f
 		s.seq++ // data may come with the SYN (fast open)
 	}

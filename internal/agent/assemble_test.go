@@ -77,6 +77,20 @@ func TestShuffledRepeatedAndOverlappingSegmentsGiveTheClientsBytes(t *testing.T)
 	}
 }
 
+// The network may deliver a packet twice, and late.
+func TestASYNThatComesOnceMoreLaterEndsNothing(t *testing.T) {
+	now := time.Unix(0, 0)
+	a := newAssembler()
+	c := a.begin(101, now)
+	a.take(&segment{key: testKey, seq: 101, ack: true, data: []byte("hello, ")}, now)
+	a.take(&segment{key: testKey, seq: 100, syn: true}, now)
+	a.take(&segment{key: testKey, seq: 108, ack: true, data: []byte("world")}, now)
+	a.take(&segment{key: testKey, seq: 113, ack: true, fin: true}, now)
+	if got, err := rest(c); string(got) != "hello, world" || err != io.EOF {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 func TestWhatCannotBeFollowedIsGivenUpAndFreed(t *testing.T) {
 	start := time.Unix(0, 0)
 	big := make([]byte, 60000)

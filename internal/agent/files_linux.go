@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"os"
+	"path"
 	"strings"
 	"sync"
 
@@ -126,17 +127,21 @@ func (f *fileServer) serve(q *fileCall) {
 // hidden are the places that are not served.
 var hidden = []string{"/proc", "/sys", "/dev"}
 
-// at opens a path below the root.
-func (f *fileServer) at(path string, flags uint64, by *identity) (int, error) {
+// at opens a path below the root. A link of the pod's may lead into what is hidden, as the app itself
+// may go there; a session looks up links by itself.
+func (f *fileServer) at(name string, flags uint64, by *identity) (int, error) {
+	if !path.IsAbs(name) {
+		name = "/" + name
+	}
+	plain := path.Clean(name)
 	for _, h := range hidden {
-		if rest, ok := strings.CutPrefix(path, h); ok && (rest == "" || rest[0] == '/') {
+		if rest, ok := strings.CutPrefix(plain, h); ok && (rest == "" || rest[0] == '/') {
 			if rest != "" || flags&unix.O_PATH == 0 {
 				return -1, unix.ENOENT
 			}
 		}
 	}
-	name := strings.TrimLeft(path, "/")
-	if name == "" {
+	if name = strings.TrimLeft(name, "/"); name == "" {
 		name = "."
 	}
 	for range 64 { // EAGAIN: a rename raced with a ".." in a symlink

@@ -104,6 +104,36 @@ func TestAMirrorGoesAlongWithASteal(t *testing.T) {
 	})
 }
 
+// What the thief does not take comes to the app in a connection of the agent's, which is no client's.
+func TestAMirrorHearsOnceWhatIsStolenAndGivenToTheApp(t *testing.T) {
+	eachEngine(t, func(t *testing.T, b *bed, steal string) {
+		a := b.startAgent(steal)
+		said := make(chan string, 100)
+		subscribe(t, b.join(b.startAgent(), "ann@laptop", pod.Handlers{Incoming: hears(said, nil)}), wire.Mirror)
+		subscribe(t, b.join(a, "eve@tablet", pod.Handlers{Incoming: hears(said, nil)}), wire.Mirror)
+		thief := subscribe(t, b.join(a, "bob@desk", pod.Handlers{Incoming: func(s tunnel.Stream, _ wire.Incoming) {
+			wire.Write(s, wire.Reply{Errno: uint32(syscall.ECONNREFUSED)})
+			s.Close()
+		}}), wire.Steal)
+		heard := func(line string) {
+			t.Helper()
+			if got, err := ask(b.elsewhere, b.roads()[0].to, line); got != "app: "+line {
+				t.Fatal(got, err)
+			}
+			for range 2 {
+				if got := next(t, said); got != line+"\n" {
+					t.Errorf("heard %q, said %q", got, line)
+				}
+			}
+		}
+		for i := range 5 {
+			heard(fmt.Sprint("call ", i))
+		}
+		thief.Close()
+		heard("last")
+	})
+}
+
 func TestAMirrorIsByteExact(t *testing.T) {
 	b := newBed(t)
 	a := b.startAgent()

@@ -26,6 +26,7 @@ func (x *session) dial(ctx context.Context, st tunnel.Stream, o *wire.Open) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c, err := x.s.target.connect(ctx, st, d)
+	x.s.c.Log.Debug("a connection leaves", "holder", x.holder, "network", d.Network, "to", d.To, "err", err)
 	if err != nil {
 		fail(st, err)
 		return
@@ -79,6 +80,9 @@ func (t *target) connect(ctx context.Context, st tunnel.Stream, d *wire.Dial) (n
 			_ = unix.Bind(fd, inet.ToUnix(family, netip.AddrPortFrom(inet.Any(ipv6), 0)))
 		}
 	}
+	if d.Network == "tcp" {
+		setOptions(fd, ipv6, d.Options)
+	}
 	err = unix.Connect(fd, inet.ToUnix(family, d.To))
 	if err != nil && err != unix.EINPROGRESS {
 		unix.Close(fd)
@@ -86,13 +90,31 @@ func (t *target) connect(ctx context.Context, st tunnel.Stream, d *wire.Dial) (n
 	}
 	f := os.NewFile(uintptr(fd), "socket in the pod")
 	if err == unix.EINPROGRESS {
-		if err := t.await(ctx, st, f, d); err != nil {
+		if err := t.await(ctx, st, f); err != nil {
 			f.Close()
 			return nil, err
 		}
 	}
 	defer f.Close()
 	return net.FileConn(f)
+}
+
+// setOptions gives the socket what the program has set on its own. What the kernel refuses it would
+// have refused there, too.
+func setOptions(fd int, ipv6 bool, o wire.Options) {
+	class := [2]int{unix.IPPROTO_IP, unix.IP_TOS}
+	if ipv6 {
+		class = [2]int{unix.IPPROTO_IPV6, unix.IPV6_TCLASS}
+	}
+	for _, x := range []struct{ level, option, value int }{
+		{unix.IPPROTO_TCP, unix.TCP_SYNCNT, o.SynCount},
+		{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, o.UserTimeout},
+		{class[0], class[1], o.Class},
+	} {
+		if x.value != 0 {
+			_ = unix.SetsockoptInt(fd, x.level, x.option, x.value)
+		}
+	}
 }
 
 func (t *target) socket(ipv6 bool, kind int) (fd int, err error) {
@@ -108,13 +130,9 @@ func (t *target) socket(ipv6 bool, kind int) (fd int, err error) {
 }
 
 // await waits for a connect to end, for the session to reset the stream, or for ctx.
-func (t *target) await(ctx context.Context, st tunnel.Stream, f *os.File, d *wire.Dial) error {
+func (t *target) await(ctx context.Context, st tunnel.Stream, f *os.File) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var until time.Time
-	if d.Timeout > 0 {
-		until = time.Now().Add(time.Duration(d.Timeout) * time.Millisecond)
-	}
 	// The session sends nothing before the reply: what ends this read is a reset, or the end.
 	gone := make(chan struct{})
 	go func() {
@@ -123,7 +141,7 @@ func (t *target) await(ctx context.Context, st tunnel.Stream, f *os.File, d *wir
 			cancel()
 		}
 	}()
-	err := connected(ctx, f, until)
+	err := connected(ctx, f, time.Time{})
 	_ = st.SetReadDeadline(time.Unix(1, 0))
 	<-gone
 	_ = st.SetReadDeadline(time.Time{})

@@ -193,3 +193,22 @@ func seen(files *podfs.Client, names []string) (out string) {
 	}
 	return out
 }
+
+func TestThePodsProcSysAndDevAreServedByNoSpelling(t *testing.T) {
+	b := newBed(t)
+	conn := b.join(b.startAgent(), "ann@laptop", pod.Handlers{})
+	files := podfs.NewClient(conn.Files)
+	defer files.Close()
+	for _, name := range []string{"/proc/version", "/sys/kernel/uevent_seqnum", "/dev/null"} {
+		for _, before := range []string{"", ".", "/", "/.", "/etc/..", "/proc/..", "//./"} {
+			if a, e := files.Stat(context.Background(), before+name); e != syscall.ENOENT {
+				t.Errorf("%s: %+v, %v", before+name, a, e)
+			}
+		}
+	}
+	for _, name := range []string{"/proc", "/sys", "/dev"} { // places for the laptop's own
+		if a, e := files.Stat(context.Background(), name); e != 0 || a.Mode&unix.S_IFMT != unix.S_IFDIR {
+			t.Errorf("%s: %+v, %v", name, a, e)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +25,7 @@ type tap struct {
 	wake  int
 	found func(*flow)  // a connection began
 	lost  func(uint32) // the kernel dropped so many packets, which we were too slow for
+	over  atomic.Bool  // close was called
 	done  chan struct{}
 	once  sync.Once
 
@@ -82,6 +84,7 @@ func (p *tap) watch(ports []uint16) {
 
 func (p *tap) close() {
 	p.once.Do(func() {
+		p.over.Store(true)
 		unix.Write(p.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 		<-p.done
 		unix.Close(p.fd)
@@ -89,7 +92,7 @@ func (p *tap) close() {
 	})
 }
 
-// filter makes the kernel drop all but TCP to the ports.
+// filter makes the kernel drop all but clients' TCP to the ports.
 func (p *tap) filter(ports []uint16) error {
 	prog := tapProgram(ports)
 	return unix.SetsockoptSockFprog(p.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
@@ -108,7 +111,13 @@ func tapProgram(ports []uint16) []unix.SockFilter {
 	if len(ports) == 0 {
 		return []unix.SockFilter{drop}
 	}
-	f := []unix.SockFilter{
+	const mark = 0xfffff000 + 20 // SKF_AD_OFF + SKF_AD_MARK (include/uapi/linux/filter.h); it lasts over the loopback
+	own := []unix.SockFilter{
+		st(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, mark),
+		jp(unix.BPF_JEQ, ownMark, 0, 1),
+		drop,
+	}
+	f := append(own, []unix.SockFilter{
 		0: st(unix.BPF_LD|unix.BPF_B|unix.BPF_ABS, 0),
 		1: st(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, 0xf0),
 		2: jp(unix.BPF_JEQ, 0x60, 10-3, 0),
@@ -124,7 +133,7 @@ func tapProgram(ports []uint16) []unix.SockFilter {
 		11: jp(unix.BPF_JEQ, unix.IPPROTO_TCP, 13-12, 0),
 		12: drop,
 		13: st(unix.BPF_LD|unix.BPF_H|unix.BPF_ABS, 42),
-	}
+	}...)
 	keep := st(unix.BPF_RET|unix.BPF_K, 0xffffffff)
 	if len(ports) > maxFiltered {
 		return append(f, keep)
@@ -150,7 +159,7 @@ func (p *tap) run() {
 	buf := make([]byte, 640<<10) // the largest packet, merged by GRO (BIG TCP); only what is used is in memory
 	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}, {Fd: int32(p.wake), Events: unix.POLLIN}}
 	swept := time.Now()
-	for {
+	for !p.over.Load() { // it may find something to read each time
 		n, _, err := unix.Recvfrom(p.fd, buf, unix.MSG_DONTWAIT)
 		if err == unix.EAGAIN {
 			fds[0].Revents, fds[1].Revents = 0, 0
@@ -159,9 +168,6 @@ func (p *tap) run() {
 			}
 			if fds[0].Revents != 0 {
 				_, _ = unix.Poll(fds[1:], gather)
-			}
-			if fds[1].Revents != 0 {
-				return
 			}
 		} else if err != nil && err != unix.EINTR && err != unix.ENETDOWN {
 			return

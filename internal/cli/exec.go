@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,7 +63,10 @@ cannot be executed, 127 when it was not found.`,
 			}
 			return nil
 		},
-		RunE: func(c *cobra.Command, args []string) error { return a.exec(c.Context(), &f, args) },
+		RunE: func(c *cobra.Command, args []string) error {
+			// What nobody had an advice for: doctor looks whether this machine and the target have what is needed.
+			return fault.With(a.exec(c.Context(), &f, args), "stead doctor --target "+cmp.Or(f.target, "TARGET"))
+		},
 	}
 	// Flags after PROGRAM are PROGRAM's, with and without "--".
 	c.Flags().SetInterspersed(false)
@@ -88,6 +92,10 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 	if err != nil {
 		return err
 	}
+	// Before anything of ours is put beside the target.
+	if err := session.Supported(); err != nil {
+		return err
+	}
 	if environ(a.env, "GOGC") == "" {
 		// A session's start makes some MB of garbage, and a session has little else to collect:
 		// collecting at 16 MB instead of 4 takes a tenth off the start.
@@ -102,6 +110,9 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 	}
 	defer t.Close()
 	o.Pod, o.Pods, o.All = t.pod, t.pods, true
+	if w := ofNode(t.pod, t.node, o.Incoming); w != "" {
+		fmt.Fprintln(a.stderr, "warning:", w)
+	}
 	if !f.stealProbes {
 		o.Probes = t.probes
 	}
@@ -113,11 +124,19 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 	return exitCode(code)
 }
 
+// ofNode warns of incoming traffic that is a node's and not a pod's alone, "" for nothing.
+func ofNode(pod, node string, mode wire.Mode) string {
+	if node == "" || mode != wire.Steal {
+		return ""
+	}
+	return fmt.Sprintf("pod %s has the network of its node: what the program listens on is stolen from the whole of node %s, whoever has that port there", pod, node)
+}
+
 // options checks the flags.
 func (f *execFlags) options() (o session.Options, err error) {
 	switch {
 	case f.targetless && (f.target != "" || f.steal || f.mirror):
-		return o, fault.With(errors.New("--targetless has no target and no incoming traffic"), "give --target, --steal and --mirror without --targetless")
+		return o, fault.With(errors.New("--targetless has no target and no incoming traffic"), "stead exec --targetless -- PROGRAM")
 	case f.targetless:
 		f.target, f.noIncoming = targetless, true
 	case f.target == "":
@@ -125,7 +144,7 @@ func (f *execFlags) options() (o session.Options, err error) {
 	}
 	switch {
 	case f.steal && f.mirror, f.noIncoming && (f.steal || f.mirror):
-		return o, fault.With(errors.New("--steal, --mirror and --no-incoming exclude each other"), "give one of them")
+		return o, fault.With(errors.New("--steal, --mirror and --no-incoming exclude each other"), "stead exec --target "+f.target+" --steal -- PROGRAM (or one of the others)")
 	case f.steal:
 		o.Incoming = wire.Steal
 	case !f.noIncoming:
@@ -135,22 +154,22 @@ func (f *execFlags) options() (o session.Options, err error) {
 	case session.DoorAuto, session.DoorMount, session.DoorTrap, session.DoorCopy, session.DoorNone:
 		o.Files = session.Files{Door: d, Laptop: f.filesLaptop, Pod: f.filesPod}
 	default:
-		return o, fault.With(fmt.Errorf("--files %s: no such way", f.files), "--files auto, mount, trap or none")
+		return o, fault.With(fmt.Errorf("--files %s: no such way", f.files), "stead exec --files auto ... (or mount, trap, copy, none)")
 	}
 	for _, p := range append(append([]string(nil), f.filesLaptop...), f.filesPod...) {
 		if !strings.HasPrefix(p, "/") {
-			return o, fault.With(fmt.Errorf("path rule %s: not an absolute path", p), "--files-laptop $PWD/"+p)
+			return o, fault.With(fmt.Errorf("path rule %s: not an absolute path", p), "stead exec --files-laptop $PWD/"+p+" ...")
 		}
 	}
 	for _, s := range f.laptop {
 		r, err := parseAddressRule(s)
 		if err != nil {
-			return o, fault.With(fmt.Errorf("--outgoing-laptop %s: %w", s, err), "--outgoing-laptop 127.0.0.1:5432, 192.168.0.0/16 or [fd00::]/8")
+			return o, fault.With(fmt.Errorf("--outgoing-laptop %s: %w", s, err), "stead exec --outgoing-laptop 127.0.0.1:5432 ... (or 192.168.0.0/16, [fd00::]/8)")
 		}
 		o.Laptop = append(o.Laptop, r)
 	}
 	if f.follow < 0 {
-		return o, fault.With(fmt.Errorf("--follow %v: a time below zero", f.follow), "--follow 5m")
+		return o, fault.With(fmt.Errorf("--follow %v: a time below zero", f.follow), "stead exec --follow 5m ...")
 	}
 	o.Quiet, o.Follow = f.quiet, f.follow
 	return o, nil

@@ -20,7 +20,6 @@ func newPlaygroundCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "playground",
 		Short: "Pods made of namespaces on this machine, to try stead without a cluster",
-		Args:  cobra.NoArgs,
 	}
 	c.AddCommand(playgroundUp(a), playgroundDown(a), playgroundStatus(a), playgroundExec(a), playgroundCall(a))
 	return c
@@ -102,7 +101,7 @@ func playgroundStatus(a *app) *cobra.Command {
 
 func playgroundExec(a *app) *cobra.Command {
 	c := &cobra.Command{
-		Use: "exec POD -- COMMAND [ARGS]", Short: "Run a command natively in a pod", Args: cobra.ArbitraryArgs,
+		Use: "exec POD -- COMMAND [ARGS]", Short: "Run a command natively in a pod, from a terminal with one of its own", Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) < 2 {
 				return fault.With(errors.New("want a pod and a command"), "stead playground exec orders -- hostname")
@@ -111,15 +110,18 @@ func playgroundExec(a *app) *cobra.Command {
 			if argv[0] == "--" {
 				argv = argv[1:]
 			}
-			return a.inPod(c, pod, argv)
+			if len(argv) == 0 {
+				return fault.With(errors.New("want a command"), "stead playground exec "+pod+" -- hostname")
+			}
+			return a.inPod(c, pod, argv, true)
 		},
 	}
 	c.Flags().SetInterspersed(false)
 	return c
 }
 
-// inPod runs argv in a pod, passing on signals.
-func (a *app) inPod(c *cobra.Command, pod string, argv []string) error {
+// inPod runs argv in a pod, passing on signals; with tty as in a terminal of its own where there is one.
+func (a *app) inPod(c *cobra.Command, pod string, argv []string, tty bool) error {
 	sig := make(chan os.Signal, 8)
 	signal.Notify(sig, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	defer signal.Stop(sig)
@@ -127,7 +129,7 @@ func (a *app) inPod(c *cobra.Command, pod string, argv []string) error {
 	if t := environ(a.env, "TERM"); t != "" {
 		env = append(env, "TERM="+t)
 	}
-	code, err := playground.Exec(c.Context(), pod, argv, env, sig)
+	code, err := playground.Exec(c.Context(), pod, argv, env, sig, tty)
 	if err != nil {
 		return err
 	}
@@ -147,6 +149,9 @@ func playgroundCall(a *app) *cobra.Command {
 		Long:  "Send requests from the client pod and print the answers. URL is http://..., tcp://HOST:PORT or udp://HOST:PORT.",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if !strings.Contains(args[0], "://") {
+				return fault.With(fmt.Errorf("call %s: no scheme", args[0]), "stead playground call http://"+args[0])
+			}
 			if count < 1 || concurrency < 1 {
 				return fault.With(errors.New("--count and --concurrency are at least 1"), "stead playground call --count 10 --concurrency 2 "+args[0])
 			}
@@ -154,7 +159,7 @@ func playgroundCall(a *app) *cobra.Command {
 			for _, h := range headers {
 				argv = append(argv, "--header="+h)
 			}
-			return a.inPod(c, "client", append(argv, args[0]))
+			return a.inPod(c, "client", append(argv, args[0]), false)
 		},
 	}
 	c.Flags().IntVar(&count, "count", 1, "how many requests")

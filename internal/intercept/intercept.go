@@ -10,8 +10,10 @@ package intercept
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"syscall"
+	"time"
 )
 
 // Socket is the program's socket in a call. It is valid until the call is over; a Handler that
@@ -47,6 +49,30 @@ var Continue = Outcome{Continue: true}
 
 // Fail ends the call with an errno.
 func Fail(e syscall.Errno) Outcome { return Outcome{Errno: e} }
+
+// Signalled is why the context of a Later ended (context.Cause, errors.Is) when the program's thread got
+// a signal.
+var Signalled = errors.New("a signal waits for the thread")
+
+// patience is how long a call is deaf to signals that no kernel would let interrupt it.
+const patience = time.Second
+
+// Patient gives a Later the context for such a call: programs do not expect EINTR of it. A signal ends it
+// no sooner than after a second, so only a call that waits for a pod far away may be interrupted.
+func Patient(ctx context.Context) (context.Context, context.CancelFunc) {
+	began := time.Now()
+	patient, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		if errors.Is(context.Cause(ctx), Signalled) {
+			select {
+			case <-time.After(patience - time.Since(began)):
+			case <-patient.Done():
+			}
+		}
+		cancel()
+	})
+	return patient, func() { stop(); cancel() }
+}
 
 // Tree is a file system that begins at "/" and is laid beside this machine's own, for programs whose
 // path calls are trapped. It shows everything: what belongs to somebody else, and this machine's

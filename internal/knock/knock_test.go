@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -16,7 +18,7 @@ func house(t *testing.T) net.Listener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := Listen(inner, []byte("right"), io.Discard)
+	l := Listen(inner, []byte("right"), func(error) {})
 	t.Cleanup(func() { l.Close() })
 	return l
 }
@@ -83,6 +85,62 @@ func TestWhoDoesNotKnowTheSecretIsSentAway(t *testing.T) {
 	l.Close()
 	for c := range in {
 		t.Errorf("%v came in", c.RemoteAddr())
+	}
+}
+
+func TestTheDoorIsOpenAgainAfterAMomentWithoutMemory(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.ENOMEM, syscall.ENOBUFS, syscall.EMFILE, syscall.ENFILE} {
+		inner, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := Listen(&poor{inner, errno}, []byte("right"), func(error) {})
+		go func() {
+			if c, err := l.Accept(); err == nil {
+				t.Cleanup(func() { c.Close() })
+			} else {
+				inner.Close()
+			}
+		}()
+		if err := Knock(t.Context(), dial(t, l), []byte("right")); err != nil {
+			t.Errorf("%v: %v", errno, err)
+		}
+		l.Close()
+	}
+}
+
+// poor is a listener that once could not accept.
+type poor struct {
+	net.Listener
+	errno syscall.Errno
+}
+
+func (p *poor) Accept() (net.Conn, error) {
+	if e := p.errno; e != 0 {
+		p.errno = 0
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", e)}
+	}
+	return p.Listener.Accept()
+}
+
+func TestNobodyIsLeftAtADoorThatIsClosed(t *testing.T) {
+	l := house(t)
+	ended := make(chan error, 1)
+	go func() { _, err := l.Accept(); ended <- err }()
+	stranger := dial(t, l)
+	if _, err := io.ReadFull(stranger, make([]byte, len(magic)+nonceSize)); err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if err := <-ended; err == nil {
+		t.Error("somebody came in")
+	}
+	stranger.SetReadDeadline(time.Now().Add(timeout / 2))
+	if _, err := stranger.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("a stranger is left standing")
+	}
+	if _, err := l.Accept(); err == nil {
+		t.Error("somebody came in")
 	}
 }
 

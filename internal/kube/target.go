@@ -23,7 +23,7 @@ func (s Spec) String() string {
 	return t
 }
 
-const targetHint = "--target pod/NAME, deployment/NAME, statefulset/NAME, service/NAME or label/KEY=VALUE, with /container/NAME behind it where one is meant (stead ls lists them)"
+const targetHint = "stead ls lists them: --target pod/NAME, deployment/NAME, statefulset/NAME, service/NAME or label/KEY=VALUE, with /container/NAME behind it where one is meant"
 
 // ParseTarget reads KIND/NAME[/container/CONTAINER] and label/KEY=VALUE,...[/container/CONTAINER].
 func ParseTarget(text string) (Spec, error) {

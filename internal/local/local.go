@@ -26,7 +26,7 @@ type Target struct {
 func Resolve(ctx context.Context, spec string) (*Target, error) {
 	kind, name, ok := strings.Cut(spec, "/")
 	if !ok || name == "" {
-		return nil, fault.With(fmt.Errorf("target %q: want KIND/NAME", spec), "--target playground/orders or process/PID")
+		return nil, fault.With(fmt.Errorf("target %q: want KIND/NAME", spec), "stead playground status lists the pods: --target playground/POD, or process/PID")
 	}
 	switch kind {
 	case "playground":
@@ -38,5 +38,5 @@ func Resolve(ctx context.Context, spec string) (*Target, error) {
 		}
 		return resolveProcess(ctx, pid)
 	}
-	return nil, fault.With(fmt.Errorf("target %q: no kind of target is called %q", spec, kind), "--target playground/orders or process/PID")
+	return nil, fault.With(fmt.Errorf("target %q: no kind of target is called %q", spec, kind), "stead playground status lists the pods: --target playground/POD, or process/PID")
 }

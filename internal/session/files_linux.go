@@ -372,7 +372,7 @@ func mountHint(err error) string {
 	}
 	switch {
 	case read("kernel/apparmor_restrict_unprivileged_userns") == 1:
-		return "AppArmor forbids user namespaces to programs without a profile: printf 'abi <abi/4.0>,\\nprofile stead /**/stead flags=(unconfined) {\\n userns,\\n}\\n' | sudo tee /etc/apparmor.d/stead && sudo systemctl reload apparmor"
+		return "printf 'abi <abi/4.0>,\\nprofile stead /**/stead flags=(unconfined) {\\n userns,\\n}\\n' | sudo tee /etc/apparmor.d/stead && sudo systemctl reload apparmor (AppArmor forbids user namespaces to programs without a profile)"
 	case read("user/max_user_namespaces") == 0:
 		return "sudo sysctl user.max_user_namespaces=15000"
 	case read("kernel/unprivileged_userns_clone") == 0:
@@ -382,7 +382,7 @@ func mountHint(err error) string {
 		return "sudo modprobe fuse (in a container: --device /dev/fuse --cap-add SYS_ADMIN)"
 	}
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-		return "in a container: --cap-add SYS_ADMIN --device /dev/fuse --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
+		return "docker run --cap-add SYS_ADMIN --device /dev/fuse --security-opt seccomp=unconfined --security-opt apparmor=unconfined ... (in a container)"
 	}
 	return ""
 }

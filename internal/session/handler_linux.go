@@ -34,6 +34,7 @@ func (h *handler) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 }
 
 func (h *handler) Connect(s *intercept.Socket, to netip.AddrPort) intercept.Outcome {
+	h.in.Leaves(s)
 	return h.out.Connect(s, to)
 }
 

@@ -10,14 +10,15 @@ import (
 const PidfdThread = unix.O_EXCL
 
 // ReadTask copies from the memory of thread tid at addr. It returns how many bytes were copied
-// before the first page that is not there.
+// before the first page that is not there. Neither this nor WriteTask is a RawSyscall: a page may be one
+// of the pod's files, which this process has to bring first.
 func ReadTask(tid int, addr uint64, b []byte) (int, error) {
 	if len(b) == 0 {
 		return 0, nil
 	}
 	local := unix.Iovec{Base: &b[0], Len: uint64(len(b))}
 	remote := unix.RemoteIovec{Base: uintptr(addr), Len: len(b)}
-	n, _, e := unix.RawSyscall6(unix.SYS_PROCESS_VM_READV, uintptr(tid),
+	n, _, e := unix.Syscall6(unix.SYS_PROCESS_VM_READV, uintptr(tid),
 		uintptr(unsafe.Pointer(&local)), 1, uintptr(unsafe.Pointer(&remote)), 1, 0)
 	if e != 0 {
 		return 0, e
@@ -33,7 +34,7 @@ func WriteTask(tid int, addr uint64, b []byte) error {
 	}
 	local := unix.Iovec{Base: &b[0], Len: uint64(len(b))}
 	remote := unix.RemoteIovec{Base: uintptr(addr), Len: len(b)}
-	n, _, e := unix.RawSyscall6(unix.SYS_PROCESS_VM_WRITEV, uintptr(tid),
+	n, _, e := unix.Syscall6(unix.SYS_PROCESS_VM_WRITEV, uintptr(tid),
 		uintptr(unsafe.Pointer(&local)), 1, uintptr(unsafe.Pointer(&remote)), 1, 0)
 	if e != 0 {
 		return e

@@ -96,8 +96,19 @@ type Reply struct {
 type Dial struct {
 	Network string         `cbor:"n"`
 	To      netip.AddrPort `cbor:"t"`
-	Bind    netip.AddrPort `cbor:"b,omitzero"`  // local end the program asked for; an address that is not the pod's is ignored
-	Timeout int64          `cbor:"o,omitempty"` // milliseconds, 0 for the kernel's own
+	Bind    netip.AddrPort `cbor:"b,omitzero"` // local end the program asked for; an address that is not the pod's is ignored
+	Options Options        `cbor:"s,omitzero"` // of a TCP socket
+}
+
+// Options are what the program has set on its socket before it connected and what only the pod's
+// can obey: how long its kernel tries, and what the packets say. 0 is the pod's own default. What
+// shapes the program's side alone (buffers, SO_SNDTIMEO, SO_LINGER) works on its own socket. The pod's
+// socket always has TCP_NODELAY, for who waits for more bytes has waited on the program's side, and
+// keepalive of its own, which does not depend on the program's. What is set later is not told.
+type Options struct {
+	SynCount    int `cbor:"y,omitempty"` // TCP_SYNCNT
+	UserTimeout int `cbor:"u,omitempty"` // TCP_USER_TIMEOUT, milliseconds
+	Class       int `cbor:"c,omitempty"` // IP_TOS or IPV6_TCLASS
 }
 
 // Packet asks for an unconnected UDP socket in the pod.

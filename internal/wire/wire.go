@@ -12,7 +12,6 @@
 package wire
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -27,7 +26,8 @@ const (
 	MinVersion = 1
 )
 
-// MaxMessage bounds one message, so a broken or hostile peer cannot make us allocate at will.
+// MaxMessage bounds one message, so a broken or hostile peer cannot make us allocate at will; what it
+// does not send takes no memory.
 // The largest honest one is a pod's environment (the kernel bounds argv and environ to 2 MiB or a
 // quarter of the stack limit).
 const MaxMessage = 8 << 20
@@ -67,23 +67,6 @@ func Write(w io.Writer, v any) error {
 	return err
 }
 
-// atOnce is how much room is made for what is announced and has not come.
-const atOnce = 64 << 10
-
-func readBody(r io.Reader, n int) ([]byte, error) {
-	if n <= atOnce {
-		b := make([]byte, n)
-		_, err := io.ReadFull(r, b)
-		return b, noEOF(err)
-	}
-	var b bytes.Buffer
-	got, err := b.ReadFrom(io.LimitReader(r, int64(n)))
-	if err == nil && got < int64(n) {
-		err = io.ErrUnexpectedEOF
-	}
-	return b.Bytes(), err
-}
-
 // Read receives one message into v. It reads not one byte beyond the message. io.EOF means that
 // the peer ended the stream between two messages.
 func Read(r io.Reader, v any) error {
@@ -95,7 +78,10 @@ func Read(r io.Reader, v any) error {
 	if n > MaxMessage {
 		return fmt.Errorf("read %T: message of %d bytes, more than %d", v, n, MaxMessage)
 	}
-	body, err := readBody(r, int(n))
+	body, err := io.ReadAll(io.LimitReader(r, int64(n))) // takes memory as the bytes come
+	if err == nil && len(body) < int(n) {
+		err = io.ErrUnexpectedEOF
+	}
 	if err != nil {
 		return err
 	}

@@ -9,9 +9,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -51,8 +48,9 @@ func buildPrograms() error {
 	src := filepath.Join(bed.Root(), "test/conformance/programs")
 	for _, argv := range [][]string{
 		{"go", "build", "-o", programs + "/confine", "./test/internal/confine"},
+		{"go", "build", "-o", programs + "/names", "./test/internal/names"},
 		{"musl-gcc", "-static", "-O1", "-o", programs + "/told", src + "/told.c"},
-		{"cp", "-p", src + "/odd.py", src + "/doors.py", src + "/exec.py", programs},
+		{"cp", "-p", src + "/odd.py", src + "/doors.py", src + "/exec.py", src + "/names.py", src + "/sockets.py", src + "/waits.py", programs},
 	} {
 		cmd := exec.Command(argv[0], argv[1:]...)
 		cmd.Dir = bed.Root()
@@ -67,85 +65,49 @@ func buildPrograms() error {
 var doors = []string{"mount", "trap", "copy"}
 
 func TestProgramsSeeWhatTheySeeInThePod(t *testing.T) {
+	t.Parallel()
 	b := bed.Up(t, stead, "conformance-look")
-	for _, c := range corpus.Programs(programs) {
-		native := b.Native(c.Look...)
-		if native.Code != 0 || len(strings.Split(native.Stdout, "\n")) < 5 {
-			t.Fatalf("%s natively in the pod: exit code %d\n%s%s", c.Name, native.Code, native.Stdout, native.Stderr)
-		}
-		for _, door := range doors {
-			for _, again := range []string{"", " again"} {
-				t.Run(c.Name+" by "+door+again, func(t *testing.T) {
-					under := b.Exec([]string{"--files", door, "--no-incoming"}, c.Look...)
-					if diff := cmp.Diff(native.Stdout, under.Stdout); diff != "" || under.Code != native.Code {
-						t.Errorf("exit code %d, stderr %s\n- pod + stead:\n%s", under.Code, under.Stderr, diff)
-					}
-					if under.Stderr != native.Stderr {
-						t.Errorf("stderr under stead is %q, natively %q", under.Stderr, native.Stderr)
-					}
-				})
-			}
-		}
+	look(t, b, programs)
+	// Where the door keeps something, a second session sees it, too.
+	for _, door := range doors {
+		same(t, b, []string{"--files", door}, programs+"/goprobe", "look")
 	}
 }
 
-func TestStolenAndMirroredRequestsReachProgramsWithTheirRealClient(t *testing.T) {
-	b := bed.Up(t, stead, "conformance-serve")
-	for _, c := range corpus.Programs(programs) {
-		for _, mode := range []string{"--steal", "--mirror"} {
-			t.Run(c.Name+" "+mode, func(t *testing.T) { serve(t, b, c.Serve, mode) })
-		}
+// look runs the whole corpus by every door.
+func look(t *testing.T, b *bed.Bed, dir string) {
+	for _, c := range corpus.Programs(dir) {
+		t.Run(c.Name, func(t *testing.T) {
+			native := b.Native(c.Look...)
+			if native.Code != 0 || len(strings.Split(native.Stdout, "\n")) < 5 {
+				t.Fatalf("natively in the pod: exit code %d\n%s%s", native.Code, native.Stdout, native.Stderr)
+			}
+			for _, door := range doors {
+				asNatively(t, b, native, []string{"--files", door}, c.Look...)
+			}
+		})
 	}
 }
 
-var bodyFrom = regexp.MustCompile(`^(\w+) program: (GET /\S+) from (\S+)`)
+// same runs a program natively in the pod and under stead, and compares all that it says.
+func same(t *testing.T, b *bed.Bed, flags []string, argv ...string) {
+	t.Helper()
+	native := b.Native(argv...)
+	if native.Code != 0 || native.Stdout == "" {
+		t.Fatalf("%q natively in the pod: exit code %d\n%s%s", argv, native.Code, native.Stdout, native.Stderr)
+	}
+	asNatively(t, b, native, flags, argv...)
+}
 
-func serve(t *testing.T, b *bed.Bed, program []string, mode string) {
-	const count = 3
-	argv := append(slices.Clone(program), "8080", strconv.Itoa(count))
-	cmd := b.Command(append([]string{"exec", "--target", "playground/orders", mode, "--"}, argv...)...)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+// asNatively runs a program under stead and compares with what it said natively.
+func asNatively(t *testing.T, b *bed.Bed, native bed.Result, flags []string, argv ...string) {
+	t.Helper()
+	under := b.Exec(append([]string{"--no-incoming"}, flags...), argv...)
+	if diff := cmp.Diff(native.Stdout, under.Stdout); diff != "" || under.Code != native.Code {
+		t.Errorf("%q %q: exit code %d, natively %d, stderr %s\n- pod + stead:\n%s", flags, argv, under.Code, native.Code, under.Stderr, diff)
 	}
-	var errs strings.Builder
-	cmd.Stderr = &errs
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Process.Kill()
-	lines := bufio.NewScanner(out)
-	if !lines.Scan() || lines.Text() != "listening 8080" {
-		t.Fatalf("first line %q, stderr %s", lines.Text(), errs.String())
-	}
-	urls := []string{"http://10.244.0.11:8080/one", "http://[fd00:244::11]:8080/two", "http://orders:8080/three"}
-	if program[0] == "python3" { // listens on IPv4 alone
-		urls[1], urls[2] = "http://10.244.0.11:8080/two", "http://10.244.0.11:8080/three"
-	}
-	for _, url := range urls {
-		r := b.Call(url)
-		if mode == "--mirror" {
-			if !strings.HasPrefix(r.Stdout, "orders-0 (pod): GET /") {
-				t.Errorf("%s: the app did not answer: %q %s", url, r.Stdout, r.Stderr)
-			}
-		} else if m := bodyFrom.FindStringSubmatch(r.Stdout); m == nil || m[3] != "10.244.0.13" && !strings.HasPrefix(m[3], "fd00:244:") {
-			t.Errorf("%s: the program did not answer with the client's address: %q %s", url, r.Stdout, r.Stderr)
-		}
-	}
-	served := 0
-	for lines.Scan() {
-		f := strings.Fields(lines.Text())
-		if len(f) != 4 || f[0] != "served" || f[3] != "10.244.0.13" && !strings.HasPrefix(f[3], "fd00:244:") {
-			t.Errorf("unexpected line %q", lines.Text())
-		}
-		served++
-	}
-	cmd.Wait()
-	if served != count || cmd.ProcessState.ExitCode() != 0 {
-		t.Errorf("served %d of %d, exit code %d, stderr %s", served, count, cmd.ProcessState.ExitCode(), errs.String())
-	}
-	if r := b.Call("http://orders:8080/after"); r.Stdout != "orders-0 (pod): GET /after\n" {
-		t.Errorf("after the session: %q %s", r.Stdout, r.Stderr)
+	if under.Stderr != native.Stderr {
+		t.Errorf("%q %q: stderr under stead is %q, natively %q", flags, argv, under.Stderr, native.Stderr)
 	}
 }
 
@@ -200,46 +162,28 @@ func TestTheEnvironmentIsThePodsOverTheLaptops(t *testing.T) {
 	}
 }
 
-func TestExitCodesAndErrors(t *testing.T) {
-	b := bed.Up(t, stead, "conformance-exit")
-	plain := filepath.Join(bed.Cache(), "not-executable")
-	if err := os.WriteFile(plain, []byte("x"), 0o644); err != nil {
-		t.Fatal(err)
+// The laptop's tools have a part of themselves in /etc, of which most pods know nothing.
+func TestToolsOfTheLaptopStartWhereThePodHasNothingOfTheirs(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-tools")
+	if r := b.Native("rm", "-rf", "/etc/maven", "/etc/pam.d", "/etc/pam.conf", "/etc/security"); r.Code != 0 {
+		t.Fatal(r.Stderr)
 	}
-	for _, c := range []struct {
-		name string
-		args []string
-		code int
-		says string // on stderr; "" means silence
-	}{
-		{"the program's own", []string{"exec", "-t", "playground/orders", "--", "sh", "-c", "exit 42"}, 42, ""},
-		{"death by a signal", []string{"exec", "-t", "playground/orders", "--", "sh", "-c", "kill -SEGV $$"}, 139, ""},
-		{"not found in PATH", []string{"exec", "-t", "playground/orders", "--", "no-such-program"}, 127, "error: run no-such-program: not found in PATH"},
-		{"no such file", []string{"exec", "-t", "playground/orders", "--", "./no/such"}, 127, "error: run ./no/such: no such file"},
-		{"not executable", []string{"exec", "-t", "playground/orders", "--", plain}, 126, "error: run " + plain + ": permission denied"},
-		{"no such pod", []string{"exec", "-t", "playground/none", "--", "true"}, 125, `error: no pod "none" in the playground`},
-		{"no such process", []string{"exec", "-t", "process/4194304", "--", "true"}, 125, "error: target process/4194304: no such process"},
-		{"no such kind", []string{"exec", "-t", "thing", "--", "true"}, 125, `error: target "thing": want KIND/NAME`},
-		{"no target", []string{"exec", "--", "true"}, 125, "error: no target"},
-		{"no program", []string{"exec", "-t", "playground/orders"}, 125, "error: no program to run"},
-		{"unknown flag", []string{"exec", "--nonsense"}, 125, "error: unknown flag"},
-		{"nested stead", []string{"exec", "-t", "playground/orders", "--", stead, "exec", "-t", "playground/orders", "--", "true"}, 125, "error: another supervisor listens to this process tree already"},
-		{"exit code in the pod", []string{"playground", "exec", "orders", "--", "sh", "-c", "exit 9"}, 9, ""},
-		{"not found in the pod", []string{"playground", "exec", "orders", "--", "no-such-program"}, 127, "error: run no-such-program"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			r := b.Run(c.args...)
-			if r.Code != c.code || c.says == "" && r.Stderr != "" || !strings.Contains(r.Stderr, c.says) {
-				t.Errorf("exit code %d, want %d; stderr:\n%s", r.Code, c.code, r.Stderr)
+	for _, argv := range [][]string{{"su", "-c", "echo by PAM"}, {"mvn", "-o", "-v"}} {
+		if _, err := exec.LookPath(argv[0]); err != nil {
+			continue // not every machine builds Java
+		}
+		c := exec.Command(argv[0], argv[1:]...)
+		laptop, err := c.Output()
+		if err != nil {
+			t.Errorf("%s without stead: %v", argv[0], err)
+			continue
+		}
+		for _, door := range doors {
+			r := b.Exec([]string{"--files", door, "--no-incoming"}, argv...)
+			if diff := cmp.Diff(string(laptop), r.Stdout); diff != "" || r.Code != 0 {
+				t.Errorf("%s by %s: exit code %d, stderr %s\n- laptop + stead:\n%s", argv[0], door, r.Code, r.Stderr, diff)
 			}
-			if c.code >= 125 && c.code <= 127 && strings.Count(r.Stderr, "\nhint: ") != 1 && !strings.HasPrefix(c.name, "not found in the pod") {
-				t.Errorf("want one error and one hint, got:\n%s", r.Stderr)
-			}
-		})
-	}
-	down := &bed.Bed{Stead: stead, T: t, Env: append(os.Environ(), "STEAD_PLAYGROUND=never-up")}
-	if r := down.Exec(nil, "true"); r.Code != 125 || !strings.Contains(r.Stderr, "hint: stead playground up") {
-		t.Errorf("with no playground: exit code %d\n%s", r.Code, r.Stderr)
+		}
 	}
 }
 

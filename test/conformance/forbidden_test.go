@@ -12,35 +12,6 @@ import (
 	"github.com/stead-dev/stead/test/internal/bed"
 )
 
-func TestWhatTheMachineForbidsIsExplained(t *testing.T) {
-	dir := ordinary(t)
-	b := bed.UpAs(t, filepath.Join(dir, "stead"), "conformance-forbidden", nobody)
-	for _, c := range []struct{ forbidden, says, hint string }{
-		{"seccomp", "error: the kernel has no seccomp user notification", "hint: uname -r: Linux 5.14 or newer is needed"},
-		{"ptrace", "error: may not look into the program's process", "hint: sysctl kernel.yama.ptrace_scope"},
-	} {
-		confined := *b
-		confined.Before = []string{programs + "/confine", strconv.Itoa(nobody) + "," + c.forbidden}
-		for _, door := range []string{"trap", "none"} {
-			r := confined.Exec([]string{"--files", door, "--no-incoming"}, "true")
-			lines := strings.Split(strings.TrimSpace(r.Stderr), "\n")
-			if r.Code != 125 || len(lines) != 2 || !strings.HasPrefix(lines[0], c.says) || !strings.HasPrefix(lines[1], c.hint) {
-				t.Errorf("without %s, by %s: exit code %d: %s", c.forbidden, door, r.Code, r.Stderr)
-			}
-		}
-	}
-}
-
-func TestAnotherUsersProcessIsRefused(t *testing.T) {
-	dir := ordinary(t)
-	b := &bed.Bed{Stead: filepath.Join(dir, "stead"), T: t, Cred: &syscall.Credential{Uid: nobody, Gid: nobody}, Env: []string{"PATH=/usr/bin:/bin"}}
-	r := b.Run("exec", "-t", "process/1", "--", "true")
-	lines := strings.Split(strings.TrimSpace(r.Stderr), "\n")
-	if r.Code != 125 || len(lines) != 2 || !strings.HasSuffix(lines[0], "permission denied") || !strings.HasPrefix(lines[1], "hint: the target belongs to somebody else") {
-		t.Errorf("exit code %d: %s", r.Code, r.Stderr)
-	}
-}
-
 // A process of the user's own in another user namespace, as a rootless container's is.
 func TestAProcessInAForeignUserNamespaceIsATarget(t *testing.T) {
 	dir := ordinary(t)

@@ -4,10 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/stead-dev/stead/test/internal/bed"
 )
@@ -38,35 +35,16 @@ func ordinary(t *testing.T) (dir string) {
 }
 
 func TestAnOrdinaryUserSeesTheSame(t *testing.T) {
+	t.Parallel()
 	dir := ordinary(t)
 	b := bed.UpAs(t, filepath.Join(dir, "stead"), "conformance-rootless", nobody)
-	for _, look := range []string{
-		"/usr/bin/env bash " + dir + "/probe.sh look",
-		dir + "/goprobe look",
-		dir + "/cprobe look",
-	} {
-		argv := strings.Fields(look)
-		native := b.Native(argv...)
-		for _, door := range doors {
-			under := b.Exec([]string{"--files", door, "--no-incoming"}, argv...)
-			if diff := cmp.Diff(native.Stdout, under.Stdout); diff != "" || native.Code != 0 || under.Code != 0 || len(native.Stdout) < 100 {
-				t.Errorf("%s by %s: exit codes %d and %d, stderr %s\n- pod + stead:\n%s", look, door, native.Code, under.Code, under.Stderr, diff)
-			}
-		}
-	}
-	for _, mode := range []string{"--steal", "--mirror"} {
-		t.Run(mode, func(t *testing.T) { serve(t, b, []string{dir + "/goprobe", "serve"}, mode) })
-	}
+	look(t, b, dir)
+	serve(t, b, dir)
 }
 
 func TestRootInAUserNamespaceSeesTheSame(t *testing.T) {
+	t.Parallel()
 	b := bed.Up(t, stead, "conformance-userns", "--rootless")
-	argv := []string{programs + "/goprobe", "look"}
-	native, under := b.Native(argv...), b.Exec([]string{"--no-incoming"}, argv...)
-	if diff := cmp.Diff(native.Stdout, under.Stdout); diff != "" || native.Code != 0 || under.Code != 0 {
-		t.Errorf("exit codes %d and %d, stderr %s\n- pod + stead:\n%s", native.Code, under.Code, under.Stderr, diff)
-	}
-	for _, mode := range []string{"--steal", "--mirror"} {
-		t.Run(mode, func(t *testing.T) { serve(t, b, []string{programs + "/goprobe", "serve"}, mode) })
-	}
+	look(t, b, programs)
+	serve(t, b, programs)
 }

@@ -91,7 +91,7 @@ func TestTheCommandsSayWhatTheyFindAndDo(t *testing.T) {
 		{"verify text", "", "error: verify text: offset 0x0: magic 0x68656c6c, not a Mach-O file\nhint: stead sip inspect text\n", 125},
 		{"clean --max-age 0s", "", "error: --max-age and --max-size are more than nothing\nhint: stead sip clean --all removes everything\n", 125},
 		{"clean --all", "removed 0 (0.0 MiB), kept 0 (0.0 MiB)\n", "", 0},
-		{"nothing", "", "error: unknown command \"nothing\" for \"stead sip\"\n", 125},
+		{"nothing", "", "error: unknown command \"nothing\" for \"stead sip\"\nhint: stead sip --help\n", 125},
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			stdout, stderr, code := run(t, dir, append([]string{"sip"}, strings.Fields(c.args)...)...)

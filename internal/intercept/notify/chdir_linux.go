@@ -196,7 +196,7 @@ func (s *Supervisor) seize(t *task, to string) *lead {
 	}
 	if !errors.Is(err, unix.ESRCH) {
 		err = fault.With(fmt.Errorf("lead it to %s of the target's: %w", to, err),
-			"without a debugger on it, and with sysctl kernel.yama.ptrace_scope 0 or 1 (or --files mount)")
+			"stead exec --files mount ... (or without a debugger on it, and with sysctl kernel.yama.ptrace_scope 0 or 1)")
 	}
 	s.trouble(t, unix.EPERM, err)
 	return nil

@@ -382,9 +382,11 @@ func (s *Supervisor) receive(t *task, flags int, named bool, store func(*receive
 		s.l.Continue(t.id)
 		return
 	}
-	// Sole consumer: the datagram leaves the socket only when the caller still waits, and is
-	// peeked first so that an interrupted call loses nothing.
+	// The datagram leaves the socket only when the caller still waits, and is peeked first so that an
+	// interrupted call loses nothing. One at a time: what two threads peek at is one datagram.
 	take := func() intercept.Outcome {
+		s.taking.Lock()
+		defer s.taking.Unlock()
 		r, errno := s.take(sock, flags)
 		if errno != 0 {
 			return intercept.Fail(errno)

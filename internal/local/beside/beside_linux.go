@@ -71,7 +71,7 @@ func (a *Agent) start(pid int, argv []string, control *os.File) error {
 	if sys.OtherUser(pid) && errors.Is(sys.CanEnterNetwork(pid), unix.EPERM) {
 		p, err = sys.StartAsOwner(pid, argv, os.Environ(), files)
 		if errors.Is(err, unix.EPERM) {
-			err = fault.With(err, "the target belongs to somebody else: run stead as its user or as root")
+			err = fault.With(err, "sudo stead exec --target process/"+strconv.Itoa(pid)+" ... (the target belongs to somebody else: its user and root may enter it)")
 		}
 	} else {
 		p, err = os.StartProcess(argv[0], argv, &os.ProcAttr{Files: files,

@@ -180,6 +180,7 @@ func callMain(args []string) int {
 		fmt.Fprintf(os.Stderr, "%d requests in %v, %d failed\n", *count, time.Since(began).Round(time.Millisecond), failed)
 	}
 	if failed > 0 {
+		fmt.Fprintln(os.Stderr, "hint: stead playground status (the pods and their addresses)")
 		return 1
 	}
 	return 0

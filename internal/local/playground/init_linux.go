@@ -404,7 +404,14 @@ func (p *podInit) exec(r *request, fds []int) {
 		if len(r.Argv) > 0 {
 			name = r.Argv[0]
 		}
-		_ = send(c, answer{Error: fmt.Sprintf("run %s in the pod: %v", name, err), Exit: &code})
+		hint := "stead playground exec " + p.spec.name + " -- sh -c 'echo $PATH' (the pod's PATH)"
+		switch {
+		case strings.Contains(name, "/"):
+			hint = "stead playground exec " + p.spec.name + " -- ls -l " + name
+		case name == "":
+			hint = "stead playground exec " + p.spec.name + " -- COMMAND (is a variable of the shell's empty?)"
+		}
+		_ = send(c, answer{Error: fmt.Sprintf("run %s in pod %s: %v", name, p.spec.name, err), Hint: hint, Exit: &code})
 		return
 	}
 	go func() {
@@ -444,8 +451,12 @@ func (p *podInit) run(r *request, stdio []int) (pid int, end <-chan syscall.Wait
 			return 0, nil, code, errors.Unwrap(err)
 		}
 	}
+	own := &syscall.SysProcAttr{Setpgid: true}
+	if r.TTY {
+		own = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
+	}
 	pid, end, err = p.start(path, r.Argv, &syscall.ProcAttr{
-		Dir: "/", Env: append(p.env(), r.Env...), Sys: &syscall.SysProcAttr{Setpgid: true},
+		Dir: "/", Env: append(p.env(), r.Env...), Sys: own,
 		Files: []uintptr{uintptr(stdio[0]), uintptr(stdio[1]), uintptr(stdio[2])},
 	})
 	return pid, end, 126, err

@@ -24,7 +24,14 @@ func makeSwitch() error {
 			return err
 		}
 	}
-	return up("pods")
+	if err := up("pods"); err != nil {
+		return err
+	}
+	// IPv6 without a route would be answered: no route to destination.
+	if err := netlink.RouteAdd(&netlink.Route{Family: netlink.FAMILY_V6, Dst: &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}, Type: unix.RTN_BLACKHOLE}); err != nil {
+		return fmt.Errorf("route to nowhere: %w", err)
+	}
+	return nil
 }
 
 // plug lays a cable from the switch to the namespace of a pod's init.

@@ -119,6 +119,7 @@ type request struct {
 	Argv []string `json:"argv,omitempty"`
 	Env  []string `json:"env,omitempty"` // added to the pod's
 	Sig  int      `json:"sig,omitempty"`
+	TTY  bool     `json:"tty,omitempty"` // the standard streams are a terminal that is to be its own
 }
 
 type answer struct {
@@ -225,9 +226,9 @@ func Check(ctx context.Context, pod string) error {
 		if p.Name == pod {
 			return nil
 		}
-		names = append(names, "playground/"+p.Name)
+		names = append(names, p.Name)
 	}
-	return fault.With(fmt.Errorf("no pod %q in the playground", pod), "--target "+strings.Join(names, ", "))
+	return fault.With(fmt.Errorf("no pod %q in the playground", pod), "stead playground status (its pods are "+strings.Join(names, ", ")+")")
 }
 
 // Dial gives a fresh connection to the agent beside a pod, which the daemon starts when there is
@@ -329,8 +330,9 @@ func Up(ctx context.Context, rootless bool) (*os.Process, error) {
 	return c.Process, nil
 }
 
-// Exec runs a command in a pod with our standard streams, and returns its exit code.
-func Exec(ctx context.Context, pod string, argv, env []string, signals <-chan os.Signal) (int, error) {
+// Exec runs a command in a pod with our standard streams, and returns its exit code. Where those are a
+// terminal and tty is set, the command gets one of its own, as by kubectl exec -it.
+func Exec(ctx context.Context, pod string, argv, env []string, signals <-chan os.Signal, tty bool) (int, error) {
 	if err := Check(ctx, pod); err != nil {
 		return 0, err
 	}
@@ -339,8 +341,22 @@ func Exec(ctx context.Context, pod string, argv, env []string, signals <-chan os
 		return 0, err
 	}
 	defer c.Close()
-	if err := send(c, request{Op: "exec", Pod: pod, Argv: argv, Env: env}, 0, 1, 2); err != nil {
+	stdio := []int{0, 1, 2}
+	tty = tty && isTerminal(0) && isTerminal(1)
+	var t *terminal
+	if tty {
+		if t, err = openTerminal(os.Stdin, os.Stdout); err != nil {
+			return 0, err
+		}
+		defer t.close()
+		fd := int(t.slave.Fd())
+		stdio = []int{fd, fd, fd}
+	}
+	if err := send(c, request{Op: "exec", Pod: pod, Argv: argv, Env: env, TTY: tty}, stdio...); err != nil {
 		return 0, fmt.Errorf("playground's daemon: %w", err)
+	}
+	if t != nil {
+		t.handed()
 	}
 	done := make(chan struct{})
 	defer close(done)

@@ -38,6 +38,7 @@ var pods = []podSpec{
 		files: map[string]string{
 			"/etc/orders/config.yaml":       "name: orders\ndatabase: db.shop.svc.cluster.local:5432\ngreeting: hello from the pod\n",
 			"/var/run/secrets/orders/token": "s3cr3t-of-orders-0",
+			"/etc/ssl/certs/orders-pod.pem": "the certificates of orders-0\n",
 		},
 		furnish: furnishOrders,
 	},

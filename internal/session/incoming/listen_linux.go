@@ -24,37 +24,77 @@ func (r *Room) Bind(s *intercept.Socket, at netip.AddrPort) intercept.Outcome {
 	if s.Type == unix.SOCK_DGRAM {
 		return r.bindUDP(s, at)
 	}
-	if s.Type != unix.SOCK_STREAM || at.Port() == 0 {
+	if s.Type != unix.SOCK_STREAM {
 		return intercept.Continue
 	}
-	err := unix.Bind(s.FD, inet.ToUnix(s.Family, at))
+	bind := func(a netip.Addr, port uint16) error {
+		return unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(a, port)))
+	}
+	here := at.Addr()
+	err := bind(here, at.Port())
 	if err == unix.EADDRNOTAVAIL { // not one of the laptop's addresses: the pod's
-		any := inet.Any(s.Family == unix.AF_INET6)
-		err = unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(any, at.Port())))
-		at = netip.AddrPortFrom(any, at.Port())
-		if err == nil {
-			return intercept.Outcome{}
+		here = inet.Any(s.Family == unix.AF_INET6)
+		if err = bind(here, at.Port()); err == nil {
+			r.believe(s, at)
 		}
 	}
 	switch err {
 	case nil:
 		return intercept.Outcome{}
 	case unix.EADDRINUSE, unix.EACCES:
-		if r.OwnTCP(at.Port()) {
-			return intercept.Fail(unix.EADDRINUSE) // the program's own listener: as in the pod
-		}
 	default:
 		return intercept.Fail(err.(unix.Errno))
 	}
-	if err := unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(at.Addr(), 0))); err != nil {
+	// Where another socket of the program's had that port exchanged the same one is tried, so that the
+	// kernel says how the two get along, and shares connections out.
+	r.mu.Lock()
+	own, given := !r.here[at.Port()].IsZero(), r.given[at.Port()]
+	r.mu.Unlock()
+	if own {
+		return intercept.Fail(unix.EADDRINUSE) // as in the pod
+	}
+	if given != 0 {
+		if bind(here, given) == nil {
+			r.believe(s, at)
+			return intercept.Outcome{}
+		}
+		if _, own := r.OwnTCP(at.Port()); own {
+			return intercept.Fail(unix.EADDRINUSE)
+		}
+	}
+	if err := bind(here, 0); err != nil {
 		return intercept.Fail(err.(unix.Errno))
 	}
+	given = r.believe(s, at)
 	r.mu.Lock()
-	r.bound[s.Cookie] = at
+	r.given[at.Port()] = given
 	r.mu.Unlock()
-	sa, _ := unix.Getsockname(s.FD)
-	r.c.Notice(fmt.Sprintf("port %d of the laptop is taken or privileged: on the laptop the program listens on %d instead", at.Port(), inet.FromUnix(sa).Port()))
+	r.c.Notice(fmt.Sprintf("port %d of the laptop is taken or privileged: on the laptop the program listens on %d instead", at.Port(), given))
 	return intercept.Outcome{}
+}
+
+// believe notes that the program is to see the address that it asked for; it returns the port that it
+// really has.
+func (r *Room) believe(s *intercept.Socket, at netip.AddrPort) uint16 {
+	sa, err := unix.Getsockname(s.FD)
+	if err != nil {
+		return 0
+	}
+	real := inet.FromUnix(sa).Port()
+	if at.Port() == 0 {
+		at = netip.AddrPortFrom(at.Addr(), real)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.bound[s.Cookie] = at
+	return real
+}
+
+// Leaves is told that the program connects a socket: its names are another room's from now on.
+func (r *Room) Leaves(s *intercept.Socket) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.bound, s.Cookie)
 }
 
 // bindUDP notes the port, so that datagrams to the program itself stay on the laptop.
@@ -79,7 +119,7 @@ func (r *Room) bindUDP(s *intercept.Socket, at netip.AddrPort) intercept.Outcome
 		return intercept.Outcome{}
 	}
 	r.mu.Lock()
-	r.udp[inet.FromUnix(sa).Port()] = st.Ino
+	r.udp[inet.FromUnix(sa).Port()] = bound{st.Ino, time.Now()}
 	r.mu.Unlock()
 	return intercept.Outcome{}
 }
@@ -104,11 +144,12 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	if at, ok := r.bound[s.Cookie]; ok {
 		believed = at.Port()
 	}
-	r.here[local.Port()] = true
+	now := time.Now()
+	r.here[local.Port()] = now
+	l := listener{at: inet.Reach(local, inet.V6Only(s.FD)), ipv6: s.Family == unix.AF_INET6, since: now}
 	p := r.ports[believed]
-	if p != nil { // SO_REUSEPORT, or a second listen
-		p.inodes[st.Ino] = true
-		p.local = reach(local)
+	if p != nil { // another family, SO_REUSEPORT, or a second listen
+		p.listeners[st.Ino] = l
 		r.mu.Unlock()
 		return intercept.Outcome{}
 	}
@@ -116,29 +157,37 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	if r.c.Mode == "" {
 		return intercept.Outcome{}
 	}
-	p = &port{local: reach(local), inodes: map[uint64]bool{st.Ino: true}}
-	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome { return r.subscribe(ctx, believed, p) }}
+	p = &port{listeners: map[uint64]listener{st.Ino: l}}
+	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
+		ctx, cancel := intercept.Patient(ctx)
+		defer cancel()
+		return r.subscribe(ctx, believed, p)
+	}}
 }
 
 func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.Outcome {
 	r.mu.Lock()
-	if r.ports[number] != nil {
+	if r.ports[number] != nil || r.released {
 		r.mu.Unlock()
 		return intercept.Outcome{}
 	}
 	r.ports[number] = p // before the first connection can come
 	r.mu.Unlock()
 	sub, reply, err := r.c.Pod.Subscribe(ctx, wire.Subscribe{Network: "tcp", Port: number, Mode: r.c.Mode, Probes: r.c.Probes[number]})
-	if err == nil && reply.Errno == 0 {
-		r.mu.Lock()
-		p.sub = sub
-		r.mu.Unlock()
-		return intercept.Outcome{}
-	}
+	given := err == nil && reply.Errno == 0
 	r.mu.Lock()
-	delete(r.ports, number)
+	switch wanted := r.ports[number] == p; {
+	case given && wanted:
+		p.sub = sub
+	case given: // released meanwhile
+		defer sub.Close()
+	case wanted:
+		delete(r.ports, number)
+	}
 	r.mu.Unlock()
 	switch {
+	case given:
+		return intercept.Outcome{}
 	case err != nil && ctx.Err() != nil:
 		return intercept.Fail(unix.EINTR)
 	case err != nil:
@@ -157,41 +206,16 @@ func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.
 	return intercept.Outcome{}
 }
 
-// reach is the address at which a listener bound to local is reached from the laptop itself.
-func reach(local netip.AddrPort) netip.AddrPort {
-	a := local.Addr()
-	switch {
-	case a == netip.IPv6Unspecified():
-		// An IPv6 wildcard takes IPv4 too unless it is V6ONLY; ::1 is right for both.
-		a = inet.Loopback(true)
-	case a.IsUnspecified():
-		a = inet.Loopback(false)
-	case a.Is4In6():
-		a = a.Unmap()
-		if a.IsUnspecified() {
-			a = inet.Loopback(false)
-		}
-	}
-	return netip.AddrPortFrom(a, local.Port())
-}
-
 // noteLeg binds our socket and tells its address before it connects.
-func noteLeg(note func(netip.AddrPort), to netip.Addr) func(context.Context, string, string, syscall.RawConn) error {
+func noteLeg(source netip.Addr, note func(netip.AddrPort)) func(context.Context, string, string, syscall.RawConn) error {
 	return func(_ context.Context, _, _ string, c syscall.RawConn) error {
 		var err error
 		cerr := c.Control(func(fd uintptr) {
 			family := unix.AF_INET
-			if to.Is6() {
+			if source.Is6() {
 				family = unix.AF_INET6
 			}
-			at := inet.Loopback(false)
-			if to.Is6() {
-				at = inet.Loopback(true)
-			}
-			if !to.IsLoopback() {
-				at = to // an address of the laptop's: from itself
-			}
-			if err = unix.Bind(int(fd), inet.ToUnix(family, netip.AddrPortFrom(at, 0))); err != nil {
+			if err = unix.Bind(int(fd), inet.ToUnix(family, netip.AddrPortFrom(source, 0))); err != nil {
 				return
 			}
 			var sa unix.Sockaddr
@@ -266,37 +290,59 @@ func (r *Room) watch() {
 	}
 }
 
+// listensHere asks the kernel whether anybody of this machine listens on the TCP port.
+func listensHere(port uint16) (yes bool) {
+	err := inet.Sockets("tcp", func(s inet.Row) { yes = yes || s.Port == port })
+	return yes || err != nil
+}
+
 func (r *Room) sweep() {
-	listening, inodes, udp := make(map[uint16]bool), make(map[uint64]bool), make(map[uint64]bool)
-	err := inet.Sockets("tcp", func(s inet.Row) {
-		listening[s.Port], inodes[s.Inode] = true, true
-	})
-	if err != nil || inet.Sockets("udp", func(s inet.Row) { udp[s.Inode] = true }) != nil {
-		return
+	if t, err := look(); err == nil {
+		r.giveBack(t)
 	}
+}
+
+// tables are the sockets of the laptop, as the kernel tells them. What came after at may be missing.
+type tables struct {
+	at        time.Time
+	listening map[uint16]bool
+	tcp, udp  map[uint64]bool // inodes
+}
+
+func look() (tables, error) {
+	t := tables{at: time.Now(), listening: make(map[uint16]bool), tcp: make(map[uint64]bool), udp: make(map[uint64]bool)}
+	err := inet.Sockets("tcp", func(s inet.Row) {
+		t.listening[s.Port], t.tcp[s.Inode] = true, true
+	})
+	if err == nil {
+		err = inet.Sockets("udp", func(s inet.Row) { t.udp[s.Inode] = true })
+	}
+	return t, err
+}
+
+// giveBack forgets what is not there any more.
+func (r *Room) giveBack(t tables) {
+	gone := func(there bool, since time.Time) bool { return !there && since.Before(t.at) }
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for n, p := range r.ports {
-		alive := false
-		for ino := range p.inodes {
-			if inodes[ino] {
-				alive = true
-			} else {
-				delete(p.inodes, ino)
+		for ino, l := range p.listeners {
+			if gone(t.tcp[ino], l.since) {
+				delete(p.listeners, ino)
 			}
 		}
-		if !alive && p.sub != nil {
+		if len(p.listeners) == 0 && p.sub != nil {
 			p.sub.Close()
 			delete(r.ports, n)
 		}
 	}
-	for n := range r.here {
-		if !listening[n] {
+	for n, since := range r.here {
+		if gone(t.listening[n], since) {
 			delete(r.here, n)
 		}
 	}
-	for n, ino := range r.udp {
-		if !udp[ino] {
+	for n, u := range r.udp {
+		if gone(t.udp[u.inode], u.since) {
 			delete(r.udp, n)
 		}
 	}

@@ -104,6 +104,8 @@ func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) in
 	r.udp.mu.Unlock()
 	data := append([]byte(nil), payload...)
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
+		ctx, cancel := intercept.Patient(ctx)
+		defer cancel()
 		at, errno := r.relayTo(ctx, s, to, far, d.To)
 		if errno != 0 {
 			return intercept.Fail(errno)

@@ -5,7 +5,8 @@
 // be allowed to see of that (names, errors) is answered from the table here, by SO_COOKIE.
 //
 // A blocking connect is held until the pod's kernel has answered, then the program's socket is
-// connected to a listener of ours, which succeeds at once.
+// connected to a listener of ours, which succeeds at once. One that a signal interrupts goes on as a
+// non-blocking one.
 //
 // A non-blocking connect must return at once and complete later, with the pod's answer. Neither
 // connecting the loopback leg at once (it would complete too early, a refusal would come as a
@@ -15,7 +16,8 @@
 // connects to the program's: the two SYNs cross, and the kernel completes both ends by TCP's
 // simultaneous open (RFC 9293, 3.5) within microseconds. When the pod's answer is an error the
 // program's socket is shut down, which ends SYN_SENT and wakes every poller, and SO_ERROR is
-// answered with the pod's errno. So epoll, poll, a second connect and getsockopt all say what they
+// answered with the pod's errno. A refused one is then connected to where our kernel refuses it, so
+// that send and recv tell it, too. So epoll, poll, a second connect and getsockopt all say what they
 // say without us, whatever the program does meanwhile.
 //
 // Nobody tells us that the program closed a socket: no entry holds the program's socket open, and
@@ -54,9 +56,11 @@ type Network struct {
 type Config struct {
 	Pod     Pod
 	Network Network
-	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port.
-	OwnTCP, OwnUDP func(port uint16) bool
-	Trouble        func(error)
+	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port; real is the
+	// laptop's that it has in its place.
+	OwnTCP  func(port uint16) (real uint16, ok bool)
+	OwnUDP  func(port uint16) bool
+	Trouble func(error)
 }
 
 // Room keeps the program's outgoing sockets.
@@ -71,12 +75,15 @@ type Room struct {
 
 	network atomic.Pointer[Network]
 
+	synRetries int // of this machine
+
 	relay4, relay6 *listener
 	hole4, hole6   *blackhole
 
 	mu    sync.Mutex
-	socks map[uint64]*sock // TCP, by cookie
-	dead  []*sock          // failed ones, oldest first: their program may never ask
+	socks map[uint64]*sock         // TCP, by cookie
+	dead  []*sock                  // failed ones, oldest first: their program may never ask
+	legs  map[netip.AddrPort]*sock // the pending ones, by their end of the loopback
 
 	udp udpTable
 }
@@ -84,10 +91,12 @@ type Room struct {
 // sock is what is known of one of the program's TCP sockets. Guarded by Room.mu.
 type sock struct {
 	cookie      uint64
+	family      int // of a pending one
 	state       state
 	peer, local netip.AddrPort
 	errno       syscall.Errno // of a failed one; 0 when the program has been told
 	since       time.Time
+	done        chan struct{} // closed when it is pending no more; nil where it never was
 }
 
 type state uint8
@@ -103,7 +112,7 @@ const deadAge = 2 * time.Minute
 
 // New opens the listeners on the laptop's loopback.
 func New(c Config) (*Room, error) {
-	r := &Room{c: c, socks: make(map[uint64]*sock)}
+	r := &Room{c: c, socks: make(map[uint64]*sock), legs: make(map[netip.AddrPort]*sock), synRetries: synRetries()}
 	r.SetNetwork(c.Network)
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	if err := r.open(); err != nil {

@@ -39,6 +39,7 @@ type udpTable struct {
 type association struct {
 	cookie    uint64
 	inode     uint64
+	since     time.Time
 	family    int
 	local     netip.AddrPort // told to the program; the pod's
 	here      netip.AddrPort // the program's socket on the loopback
@@ -55,6 +56,9 @@ type association struct {
 
 const (
 	sweepEvery = 2 * time.Second
+	// bindTime is far more than it takes from an association's entry to its socket's first datagram,
+	// with which the kernel's table has it.
+	bindTime = 500 * time.Millisecond
 	// maxRelays bounds the far ends of one unconnected socket; beyond it the first of them is
 	// given up, as a NAT would do.
 	maxRelays = 512
@@ -91,14 +95,19 @@ func (u *udpTable) close() {
 
 // sweep drops the associations whose socket is gone.
 func (u *udpTable) sweep() {
-	live, err := liveUDP()
-	if err != nil {
-		return
+	at := time.Now()
+	if live, err := liveUDP(); err == nil {
+		u.giveBack(at, live)
 	}
+}
+
+// giveBack drops those whose socket is not in the kernel's table, which was read at that time. One that
+// has just been entered may be missing there: it came later, or it was not bound yet.
+func (u *udpTable) giveBack(at time.Time, live map[uint64]bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, a := range u.byCookie {
-		if !live[a.inode] {
+		if !live[a.inode] && a.since.Before(at.Add(-bindTime)) {
 			u.dropLocked(a)
 		}
 	}
@@ -179,7 +188,7 @@ func newAssociation(r *Room, s *intercept.Socket) (*association, error) {
 		return nil, err
 	}
 	a := &association{
-		cookie: s.Cookie, inode: st.Ino, family: s.Family, again: s.Again,
+		cookie: s.Cookie, inode: st.Ino, since: time.Now(), family: s.Family, again: s.Again,
 		relays: make(map[netip.AddrPort]*net.UDPConn), far: make(map[netip.AddrPort]netip.AddrPort),
 	}
 	a.ctx, a.stop = context.WithCancel(r.ctx)
@@ -190,7 +199,7 @@ func newAssociation(r *Room, s *intercept.Socket) (*association, error) {
 func openRelay(s *intercept.Socket, to netip.AddrPort) (*net.UDPConn, error) {
 	if use6(s, to) {
 		c, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(inet.Loopback(true), 0)))
-		if err == nil || v6only(s) {
+		if err == nil || inet.V6Only(s.FD) {
 			return c, err
 		}
 	}
@@ -216,6 +225,8 @@ func (r *Room) connectUDP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 		return intercept.Continue
 	}
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
+		ctx, cancel := intercept.Patient(ctx)
+		defer cancel()
 		ask := wire.Dial{Network: "udp", To: d.To, Bind: r.bound(s)}
 		stream, reply, err := r.c.Pod.Dial(ctx, ask)
 		switch {
@@ -267,9 +278,10 @@ func (r *Room) joinUDP(s *intercept.Socket, to netip.AddrPort, ask wire.Dial, lo
 	if err := connectUDPConn(relay, a.here); err != nil {
 		return fail(err)
 	}
-	a.connected, a.local = inet.Shape(s.Family, far), inet.Shape(s.Family, local)
+	shown := peer(to)
+	a.connected, a.local = inet.Shape(s.Family, shown), inet.Shape(s.Family, local)
 	a.stream = stream
-	a.relays[far], a.far[at] = relay, far
+	a.relays[far], a.far[at] = relay, shown
 	r.udp.mu.Lock()
 	r.udp.addLocked(a)
 	r.udp.mu.Unlock()

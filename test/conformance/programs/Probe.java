@@ -8,15 +8,17 @@ import java.security.MessageDigest;
 import java.util.*;
 import java.util.stream.*;
 
-/** Prints what a program sees of its machine; run natively in a pod and under stead it must print the same. */
+/**
+ * Prints what a program sees of its machine; run natively in a pod and under stead it must print the same. Its
+ * sockets are IPv6 ones for every address, or with -Djava.net.preferIPv4Stack=true IPv4 ones.
+ */
 public class Probe {
     static void out(Object... a) {
         System.out.println(Arrays.stream(a).map(String::valueOf).collect(Collectors.joining(" ")));
     }
 
     static String tcp(InetAddress a, int port, String say) {
-        try (Socket s = new Socket()) {
-            s.connect(new InetSocketAddress(a, port), 10000);
+        try (Socket s = new Socket(a, port)) {
             s.getOutputStream().write(say.getBytes());
             byte[] b = new byte[100];
             int n = s.getInputStream().read(b);
@@ -26,10 +28,43 @@ public class Probe {
         }
     }
 
+    /** Whether the local end is what the other side saw. */
+    static String ends(InetAddress a) {
+        try (Socket s = new Socket(a, 80)) {
+            s.getOutputStream().write("GET / HTTP/1.0\r\n\r\n".getBytes());
+            String said = new String(s.getInputStream().readAllBytes()).trim();
+            said = said.substring(said.lastIndexOf('\n') + 1);
+            int colon = said.lastIndexOf(':');
+            boolean same = InetAddress.getByName(said.substring(0, colon)).equals(s.getLocalAddress()) && said.substring(colon + 1).equals("" + s.getLocalPort());
+            return same + " " + s.getLocalAddress().getHostAddress();
+        } catch (IOException e) {
+            return e.getMessage();
+        }
+    }
+
+    /** How connecting fails. */
+    static void errnos(List<String> addresses) throws Exception {
+        String[] said = new String[addresses.size()];
+        List<Thread> all = new ArrayList<>();
+        for (int i = 0; i < said.length; i++) {
+            int n = i;
+            all.add(new Thread(() -> {
+                try {
+                    said[n] = tcp(InetAddress.getByName(addresses.get(n)), 1, "");
+                } catch (IOException e) {
+                    said[n] = e.getMessage();
+                }
+            }));
+        }
+        for (Thread t : all) t.start();
+        for (Thread t : all) t.join();
+        for (int i = 0; i < said.length; i++) out("tcp", addresses.get(i), said[i]);
+    }
+
     static void look() throws Exception {
         for (String k : new String[] {"POD_NAME", "DATABASE_URL", "GREETING"}) out("env", k, System.getenv(k));
         out("hostname", new String(new ProcessBuilder("uname", "-n").start().getInputStream().readAllBytes()).trim());
-        for (String f : new String[] {"/etc/orders/config.yaml", "/var/run/secrets/orders/token", "/etc/resolv.conf"})
+        for (String f : new String[] {"/etc/orders/config.yaml", "/var/run/secrets/orders/token", "/etc/resolv.conf", "/etc/hosts"})
             out("file", f, Files.readString(Path.of(f)).replace("\n", "|"));
         out("link", Files.readSymbolicLink(Path.of("/var/data/link")), Path.of("/var/data/link").toRealPath());
         MessageDigest d = MessageDigest.getInstance("SHA-256");
@@ -43,6 +78,13 @@ public class Probe {
         }
         for (String n : new String[] {"db", "db.shop.svc.cluster.local"})
             out("dns", n, Arrays.stream(InetAddress.getAllByName(n)).map(InetAddress::getHostAddress).sorted().toList());
+        for (String n : new String[] {"dozens", "hundreds"}) { // answers that do not fit a datagram
+            try {
+                out("dns", n, InetAddress.getAllByName(n).length);
+            } catch (UnknownHostException e) {
+                out("dns", n, "none");
+            }
+        }
         try {
             InetAddress.getByName("no-such-name");
         } catch (UnknownHostException e) {
@@ -52,6 +94,7 @@ public class Probe {
         Arrays.sort(all, Comparator.comparing(InetAddress::getHostAddress));
         for (InetAddress a : all) {
             out("tcp", a.getHostAddress(), tcp(a, 5432, "ping\n"));
+            out("ends", a.getHostAddress(), ends(a));
             out("refused", a.getHostAddress(), tcp(a, 1, ""));
             try (SocketChannel c = SocketChannel.open()) {
                 c.configureBlocking(false);
@@ -80,7 +123,7 @@ public class Probe {
         HttpClient c = HttpClient.newHttpClient();
         String body = c.send(HttpRequest.newBuilder(URI.create("http://db/")).build(), HttpResponse.BodyHandlers.ofString()).body().trim();
         out("http", body.substring(0, body.lastIndexOf(':')));
-        out("loopback", tcp(InetAddress.getByName("127.0.0.1"), 9000, "self"));
+        for (String l : new String[] {"127.0.0.1", "::1"}) out("loopback", tcp(InetAddress.getByName(l), 9000, "self"));
     }
 
     static void serve(int port, int count) throws Exception {
@@ -91,10 +134,10 @@ public class Probe {
                     BufferedReader r = new BufferedReader(new InputStreamReader(s.getInputStream()));
                     String[] q = r.readLine().split(" ");
                     while (!r.readLine().isEmpty()) {}
-                    String from = s.getInetAddress().getHostAddress();
-                    String text = "java program: " + q[0] + " " + q[1] + " from " + from + " at " + s.getLocalAddress().getHostAddress() + "\n";
+                    String ends = s.getInetAddress().getHostAddress() + " " + s.getPort() + " at " + s.getLocalAddress().getHostAddress() + " " + s.getLocalPort();
+                    String text = "java program: " + q[0] + " " + q[1] + " from " + ends + "\n";
                     s.getOutputStream().write(("HTTP/1.1 200 OK\r\nContent-Length: " + text.length() + "\r\nConnection: close\r\n\r\n" + text).getBytes());
-                    out("served", q[0], q[1], from);
+                    out("served", q[0], q[1], ends);
                 }
             }
         }
@@ -102,6 +145,7 @@ public class Probe {
 
     public static void main(String[] a) throws Exception {
         if (a[0].equals("look")) look();
+        else if (a[0].equals("errnos")) errnos(List.of(a).subList(1, a.length));
         else serve(Integer.parseInt(a[1]), Integer.parseInt(a[2]));
     }
 }

@@ -78,6 +78,14 @@ func (b *Bed) start(args ...string) {
 	b.T.Cleanup(func() { b.Run("playground", "down") })
 }
 
+// UpOn is Up where before, a command, runs what follows it.
+func UpOn(t testing.TB, stead, name string, before ...string) *Bed {
+	t.Helper()
+	b := &Bed{Stead: stead, T: t, Before: before, Env: append(os.Environ(), "STEAD_PLAYGROUND="+name)}
+	b.start()
+	return b
+}
+
 // UpAs is Up for another user, with a home of its own.
 func UpAs(t testing.TB, stead, name string, uid uint32) *Bed {
 	t.Helper()

@@ -1,6 +1,7 @@
 // Confine UID[,CALL...] PROGRAM ARGS runs a program as another user on a machine that forbids
 // something: "userns", user namespaces, as Docker's default profile and Ubuntu's AppArmor rule have
-// it; "seccomp", seccomp(2) as an old kernel knows it; "ptrace", looking into other processes, as
+// it; "seccomp", seccomp(2) as an old kernel knows it; "listener", as where somebody listens already;
+// "filters", as where none may be installed; "ptrace", looking into other processes, as
 // Yama has it; "admin", CAP_SYS_ADMIN, as root of a container lacks it; "fuse", /dev/fuse, which is not
 // there. setuid programs still work.
 package main
@@ -60,6 +61,10 @@ func run(args []string) error {
 				load(0))
 		case "seccomp":
 			filter = append(filter, equal(unix.SYS_SECCOMP, 0, 1), errno(unix.EINVAL))
+		case "listener":
+			filter = append(filter, equal(unix.SYS_SECCOMP, 0, 1), errno(unix.EBUSY))
+		case "filters":
+			filter = append(filter, equal(unix.SYS_SECCOMP, 0, 1), errno(unix.EPERM))
 		case "ptrace":
 			filter = append(filter, equal(unix.SYS_PIDFD_GETFD, 0, 1), errno(unix.EPERM))
 		case "admin":

@@ -17,20 +17,27 @@ type Program struct {
 	Name string
 	Look []string // prints what it sees of its machine
 	// Serve is followed by a port and a count: it answers as many HTTP requests with "X program: METHOD
-	// PATH from CLIENT", and prints "listening PORT" before them and "served METHOD PATH CLIENT" for each.
+	// PATH from ENDS", and prints "listening PORT" before them and "served METHOD PATH ENDS" for each. ENDS is
+	// "ADDRESS PORT at ADDRESS PORT": the client as accept tells it, the own end, and from who can ask for
+	// it " peer ADDRESS PORT": what getpeername says.
 	Serve []string
+	// IPv4 says that it listens on IPv4 alone.
+	IPv4 bool
 }
 
 // Programs is the corpus that Build made in dir.
 func Programs(dir string) []Program {
 	p := func(name, argv string) Program {
 		f := strings.Fields(argv)
-		return Program{name, append(f[:len(f):len(f)], "look"), append(f[:len(f):len(f)], "serve")}
+		return Program{Name: name, Look: append(f[:len(f):len(f)], "look"), Serve: append(f[:len(f):len(f)], "serve")}
 	}
+	ipv4 := p("java with IPv4 sockets", "java -Djava.net.preferIPv4Stack=true -cp "+dir+" Probe")
+	ipv4.IPv4 = true
 	return []Program{
-		p("python3", "python3 "+dir+"/probe.py"),
+		p("python3", "/usr/bin/env python3 "+dir+"/probe.py"),
 		p("node", "node "+dir+"/probe.js"),
 		p("java", "java -cp "+dir+" Probe"),
+		ipv4,
 		p("static Go", dir+"/goprobe"),
 		p("cgo Go", dir+"/cgoprobe"),
 		p("static musl C", dir+"/cprobe"),
