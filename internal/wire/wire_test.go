@@ -32,7 +32,7 @@ var messages = []struct {
 	into func() any
 }{
 	{&Open{Kind: KindControl, Hello: &Hello{Version: 7, MinVersion: 3, Build: "v1", Holder: "ann@laptop", Secret: []byte{0, 1, 255}, Container: "app"}}, func() any { return new(Open) }},
-	{&Open{Kind: KindDial, Dial: &Dial{Network: "tcp", To: at6, Bind: at4}}, func() any { return new(Open) }},
+	{&Open{Kind: KindDial, Dial: &Dial{Network: "tcp", To: at6, Bind: at4, Options: Options{SynCount: 3, UserTimeout: 1500, Class: 184}}}, func() any { return new(Open) }},
 	{&Open{Kind: KindPacket, Packet: &Packet{IPv6: true, Bind: at6}}, func() any { return new(Open) }},
 	{&Open{Kind: KindSubscribe, Subscribe: &Subscribe{Network: "tcp", Port: 8080, Mode: Steal, Probes: []string{"/healthz"}}}, func() any { return new(Open) }},
 	{&Open{Kind: KindIncoming, Incoming: &Incoming{Subscription: 1 << 60, Remote: at4, Local: at6}}, func() any { return new(Open) }},
