@@ -430,7 +430,7 @@ func TestASessionOutlivesItsAgentAndTheAppItStandsFor(t *testing.T) {
 
 func TestKillingTheDaemonTakesThePlaygroundAlong(t *testing.T) {
 	empty := (&scene{}).all(t)
-	for i := range times {
+	for i := range 5 {
 		b := bed.Up(t, stead, "death")
 		s := scenery(t, b)
 		x := s.session(t, "--steal")
