@@ -8,7 +8,7 @@ AGENTS  := internal/kube/image/agents
 export CGO_ENABLED = 0
 export GOFLAGS += -buildvcs=false
 
-.PHONY: build native agents launcher demo test bench lint cross setup setup-sip clean fuzz
+.PHONY: build native agents launcher demo test bench lint cross setup setup-sip clean fuzz race
 # bin/stead and bin/stead-agent for this machine, and both for both processors in bin/linux-*.
 build: native
 	@for a in amd64 arm64; do \
@@ -54,6 +54,11 @@ demo: native
 # tests run a stead that they build, which the cache does not know of.
 test: setup setup-sip native lint
 	$(GO) test -count=1 -p 1 -timeout 14m ./...
+
+# The packages in which goroutines share something, under the race detector, which needs cgo.
+RACE := tunnel wire knock agent session/... kube/... forward podfs inet policy sip/... intercept/... launch
+race: setup setup-sip
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 9m $(RACE:%=./internal/%)
 
 lint:
 	@out=$$(gofmt -l cmd internal test); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }

@@ -28,7 +28,7 @@ type app struct {
 // Run executes the command line args (without the program's name) and returns the exit code.
 // It installs no signal handler: ctx ends what runs.
 func Run(ctx context.Context, args, env []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	if code, handled := helper(args); handled {
+	if code, handled := helper(args, stdout, stderr); handled {
 		return code
 	}
 	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, env: env}

@@ -7,7 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestDestinations(t *testing.T) {
+func TestADestinationIsThePodsUnlessARuleOrAListenerOfTheProgramSaysLaptop(t *testing.T) {
 	n := &Network{
 		Laptop:      []AddressRule{{netip.MustParsePrefix("192.168.0.0/16"), 0}, {netip.MustParsePrefix("127.0.0.1/32"), 5432}},
 		Nameservers: []netip.Addr{netip.MustParseAddr("10.96.0.10")},

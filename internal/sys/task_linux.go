@@ -44,3 +44,28 @@ func WriteTask(tid int, addr uint64, b []byte) error {
 	}
 	return nil
 }
+
+// PtraceDetach lets go of a stopped thread that the calling thread, which is locked, traces, and hands
+// it a signal, 0 for none. x/sys's hands over none, so the signal at which it stopped would be lost. An
+// error means that the thread is gone or was not stopped; there is nothing to be done then.
+func PtraceDetach(tid int, signal unix.Signal) {
+	unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(tid), 0, uintptr(signal), 0, 0)
+}
+
+// PtraceGetSigmask is PTRACE_GETSIGMASK (Linux 3.11), which x/sys lacks: the blocked signals of a stopped
+// thread that the calling thread, which is locked, traces.
+func PtraceGetSigmask(tid int) (mask uint64, err error) {
+	err = ptraceMask(unix.PTRACE_GETSIGMASK, tid, &mask)
+	return mask, err
+}
+
+// PtraceSetSigmask is PTRACE_SETSIGMASK; see PtraceGetSigmask.
+func PtraceSetSigmask(tid int, mask uint64) error {
+	return ptraceMask(unix.PTRACE_SETSIGMASK, tid, &mask)
+}
+
+// ptraceMask hands over a mask of 8 bytes, the kernel's sigset_t.
+func ptraceMask(request, tid int, mask *uint64) error {
+	_, _, e := unix.RawSyscall6(unix.SYS_PTRACE, uintptr(request), uintptr(tid), 8, uintptr(unsafe.Pointer(mask)), 0, 0)
+	return errnoErr(e)
+}

@@ -8,7 +8,6 @@ import (
 	"runtime"
 	"sync"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -218,14 +217,14 @@ func (s *Supervisor) acceptNow(t *task, sock *intercept.Socket, flags int) (int,
 		if !s.l.Valid(t.id) { // so what comes waits for the next caller
 			return -1, unix.EINTR
 		}
-		fd, _, e := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(sock.FD), 0, 0, uintptr(flags&unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC), 0, 0)
+		fd, e := sys.AcceptNow(sock.FD, flags&unix.SOCK_NONBLOCK)
 		if e != 0 {
 			return -1, e
 		}
-		if !s.left.knockLocked(int(fd)) {
-			return int(fd), 0
+		if !s.left.knockLocked(fd) {
+			return fd, 0
 		}
-		unix.Close(int(fd))
+		unix.Close(fd)
 	}
 }
 
@@ -280,12 +279,8 @@ func (s *Supervisor) accepted(t *task, listener *intercept.Socket, fd int, errno
 func (s *Supervisor) inject(t *task, fd int, cloexec bool) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	var old, all uint64
-	all = ^uint64(0)
-	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
-	err := s.l.AddFDSend(t.id, fd, cloexec)
-	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
-	return err
+	defer sys.SetSignals(sys.BlockAllSignals())
+	return s.l.AddFDSend(t.id, fd, cloexec)
 }
 
 // leftovers are accepted connections that found no caller, by listener. Nobody tells us that a
