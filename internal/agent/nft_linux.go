@@ -35,9 +35,6 @@ type nft struct {
 // another is gone.
 var tables atomic.Uint32
 
-// ownMark is the mark of our connections to the app.
-const ownMark = 0x57ead001
-
 // redirectPriority is behind dstnat (-100): where a sidecar redirects what comes in to itself, the
 // connections to steal are those that it makes to the app, as with sk_lookup.
 const redirectPriority = nftables.ChainPriority(-90)
@@ -176,12 +173,7 @@ func (e *nft) remove(port uint16) {
 }
 
 func (e *nft) pass(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	return e.t.dialApp(ctx, to, func(fd int) (func(), error) {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, ownMark); err != nil {
-			return nil, fmt.Errorf("mark the connection to the app: %w", err)
-		}
-		return func() {}, nil
-	})
+	return e.t.dialApp(ctx, to, func(int) (func(), error) { return func() {}, nil }) // by its mark
 }
 
 // stop has nothing to do: the set of ports is empty by then. The table stays until close, because

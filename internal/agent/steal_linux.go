@@ -129,12 +129,20 @@ func localAddr(c *net.TCPConn) (netip.AddrPort, error) {
 // appTimeout bounds the connection to the app: it is on this host.
 const appTimeout = 10 * time.Second
 
+// ownMark is the mark of our connections to the app, by which nft and the tap let them be: what went on
+// to the app was mirrored when its client sent it.
+const ownMark = 0x57ead001
+
 // dialApp connects to the app past our own stealing. mark makes the socket known as ours before it
-// connects; undo is called when the connection stands or has failed.
+// connects, where its mark alone does not; undo is called when the connection stands or has failed.
 func (t *target) dialApp(ctx context.Context, to netip.AddrPort, mark func(fd int) (undo func(), err error)) (net.Conn, error) {
 	fd, err := t.socket(to.Addr().Is6(), unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, ownMark); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("mark the connection to the app: %w", err)
 	}
 	undo, err := mark(fd)
 	if err != nil {

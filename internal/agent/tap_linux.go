@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -89,7 +90,7 @@ func (p *tap) close() {
 	})
 }
 
-// filter makes the kernel drop all but TCP to the ports.
+// filter makes the kernel drop all but TCP to the ports that is not our own.
 func (p *tap) filter(ports []uint16) error {
 	prog := tapProgram(ports)
 	return unix.SetsockoptSockFprog(p.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
@@ -108,7 +109,13 @@ func tapProgram(ports []uint16) []unix.SockFilter {
 	if len(ports) == 0 {
 		return []unix.SockFilter{drop}
 	}
-	f := []unix.SockFilter{
+	const mark = 1<<32 - 0x1000 + 20 // SKF_AD_OFF + SKF_AD_MARK: not of the packet, but what the kernel knows of it
+	own := []unix.SockFilter{
+		0: st(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, mark),
+		1: jp(unix.BPF_JEQ, ownMark, 0, 1),
+		2: drop,
+	}
+	f := []unix.SockFilter{ // jumps are relative
 		0: st(unix.BPF_LD|unix.BPF_B|unix.BPF_ABS, 0),
 		1: st(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, 0xf0),
 		2: jp(unix.BPF_JEQ, 0x60, 10-3, 0),
@@ -127,12 +134,12 @@ func tapProgram(ports []uint16) []unix.SockFilter {
 	}
 	keep := st(unix.BPF_RET|unix.BPF_K, 0xffffffff)
 	if len(ports) > maxFiltered {
-		return append(f, keep)
+		return slices.Concat(own, f, []unix.SockFilter{keep})
 	}
 	for i, p := range ports {
 		f = append(f, jp(unix.BPF_JEQ, uint32(p), uint8(len(ports)-i), 0))
 	}
-	return append(f, drop, keep)
+	return slices.Concat(own, f, []unix.SockFilter{drop, keep})
 }
 
 // gather is how long packets are let come together before they are read, in milliseconds. A copy may
