@@ -179,6 +179,33 @@ func TestAMirroredConnectionGoesOnWhenItsPortIsGivenBack(t *testing.T) {
 	}
 }
 
+func TestAConnectionThatGoesOnToTheAppIsMirroredOnce(t *testing.T) {
+	eachEngine(t, func(t *testing.T, b *bed, steal string) {
+		a := b.startAgent(steal)
+		said := make(chan string, 100)
+		subscribe(t, b.join(a, "ann@laptop", pod.Handlers{Incoming: hears(said, nil)}), wire.Mirror)
+		refuses := func(s tunnel.Stream, _ wire.Incoming) {
+			_ = wire.Write(s, wire.Reply{Errno: uint32(syscall.ECONNREFUSED)})
+			s.Close()
+		}
+		subscribe(t, b.join(a, "bob@desk", pod.Handlers{Incoming: refuses}), wire.Steal)
+		for i := range 5 {
+			for _, road := range b.roads() {
+				if steal == "--steal=nft" && road.from == b.inPod {
+					continue // its port is another one before any packet is sent
+				}
+				line := fmt.Sprint(road.name, i)
+				if got, err := ask(road.from, road.to, line); got != "app: "+line || err != nil {
+					t.Fatal(got, err)
+				}
+				if got := next(t, said); got != line+"\n" {
+					t.Fatalf("heard %q after %q", got, line)
+				}
+			}
+		}
+	})
+}
+
 func TestAMirrorIsByteExact(t *testing.T) {
 	b := newBed(t)
 	a := b.startAgent()
