@@ -137,7 +137,7 @@ func (d *Directory) hashOf(n int) []byte {
 type HashType uint8
 
 const (
-	SHA1            HashType = 1 // 20 bytes; macOS before 10.12 knows no other
+	SHA1            HashType = 1 // 20 bytes; what old systems look for
 	SHA256          HashType = 2 // 32 bytes; what we sign with
 	SHA256Truncated HashType = 3 // the first 20 bytes of a SHA-256
 	SHA384          HashType = 4 // 48 bytes
