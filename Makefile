@@ -1,5 +1,5 @@
-# stead: `make demo` shows it, `make test` proves it. Both install what they need (test/setup.sh:
-# Debian packages, Go modules) and nothing else.
+# stead: `make demo` shows it, `make test` proves it. Both need Go; the tests install what else they run
+# (test/setup.sh: Debian packages), the demo shows what is there.
 GO      ?= go
 BIN     := bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
@@ -8,8 +8,14 @@ AGENTS  := internal/kube/image/agents
 export CGO_ENABLED = 0
 export GOFLAGS += -buildvcs=false
 
-.PHONY: build agents launcher demo test bench lint cross setup setup-sip clean fuzz
-build: agents launcher
+.PHONY: build native agents launcher demo test bench lint cross setup setup-sip clean fuzz race
+# bin/stead and bin/stead-agent for this machine, and both for both processors in bin/linux-*.
+build: native
+	@for a in amd64 arm64; do \
+	  GOOS=linux GOARCH=$$a $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/linux-$$a/ ./cmd/stead ./cmd/stead-agent || exit 1; \
+	done
+
+native: agents launcher
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/stead ./cmd/stead
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/stead-agent ./cmd/stead-agent
 
@@ -30,9 +36,7 @@ launcher:
 	done
 
 # Every platform that we say we build for.
-cross: agents launcher
-	GOOS=linux GOARCH=amd64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/linux-amd64/ ./cmd/...
-	GOOS=linux GOARCH=arm64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/linux-arm64/ ./cmd/...
+cross: build
 	GOOS=darwin GOARCH=arm64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/darwin-arm64/ ./cmd/stead
 	GOOS=darwin GOARCH=amd64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/darwin-amd64/ ./cmd/stead
 
@@ -43,20 +47,25 @@ setup:
 setup-sip: setup
 	bash test/sip/setup.sh
 
-demo: build
-	bash test/demo.sh
+demo: native
+	bash test/demo/demo.sh
 
 # One package after the other: they use the same ports of this machine. Nothing from the cache: most
 # tests run a stead that they build, which the cache does not know of.
-test: setup setup-sip build lint
+test: setup setup-sip native lint
 	$(GO) test -count=1 -p 1 -timeout 14m ./...
+
+# The packages in which goroutines share something, under the race detector, which needs cgo.
+RACE := tunnel wire knock agent session/... kube/... forward podfs inet policy sip/... intercept/... launch
+race: setup setup-sip
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 9m $(RACE:%=./internal/%)
 
 lint:
 	@out=$$(gofmt -l cmd internal test); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./test/e2e
 
-bench: setup build
+bench: setup native
 	bash test/bench/run.sh
 
 # Every fuzz test, one after the other on one core, each for FUZZTIME; FUZZ=sip/ takes those whose

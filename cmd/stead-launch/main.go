@@ -5,16 +5,23 @@
 package main
 
 import (
+	"errors"
 	"os"
 
+	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/launch"
 )
 
 func main() {
-	code, handled := launch.Main(os.Args[1:])
+	code, handled, err := launch.Main(os.Args[1:])
 	if !handled {
-		os.Stderr.WriteString("error: stead-launch is a part of stead\nhint: stead exec --help\n")
-		code = 125
+		code, err = fault.ExitOurs, fault.With(errors.New("stead-launch is a part of stead"), "stead exec --help")
+	}
+	if err != nil { // as the CLI says it, which is not here
+		os.Stderr.WriteString("error: " + err.Error() + "\n")
+		if hint := fault.Hint(err); hint != "" {
+			os.Stderr.WriteString("hint: " + hint + "\n")
+		}
 	}
 	os.Exit(code)
 }

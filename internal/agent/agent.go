@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -35,7 +36,7 @@ type Config struct {
 	Resume   time.Duration // how long a session may be away; see tunnel.Options
 	Steal    string        // "auto", "sk_lookup" or "nft"
 	Build    string
-	Log      io.Writer // nil: silent
+	Log      *slog.Logger // nil: silent
 }
 
 // server is a running agent.
@@ -60,15 +61,16 @@ func Run(ctx context.Context, c Config) error {
 		c.Linger = defaultLinger
 	}
 	if c.Log == nil {
-		c.Log = io.Discard
+		c.Log = slog.New(slog.DiscardHandler)
 	}
 	t, err := openTarget(c.PID)
 	if err != nil {
 		return err
 	}
 	defer t.close()
+	c.Log.Info("agent begins", "pid", c.PID, "build", c.Build)
 	s := &server{c: c, target: t, tun: tunnel.NewServer(tunnel.Options{Resume: c.Resume}), change: make(chan struct{}, 1)}
-	s.ports = newPorts(t, c.Steal)
+	s.ports = newPorts(t, c.Steal, c.Log)
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
 		cancel()
@@ -81,29 +83,30 @@ func Run(ctx context.Context, c Config) error {
 	s.work.Add(2)
 	go func() { defer s.work.Done(); defer close(starter); s.transports(ctx) }()
 	go func() { defer s.work.Done(); s.sessions(ctx) }()
-	return s.supervise(ctx, starter)
+	c.Log.Info("agent ends", "why", s.supervise(ctx, starter))
+	return nil
 }
 
-// supervise returns when the agent is of no more use.
-func (s *server) supervise(ctx context.Context, starter <-chan struct{}) error {
+// supervise returns when the agent is of no more use, and why.
+func (s *server) supervise(ctx context.Context, starter <-chan struct{}) string {
 	idle := time.NewTimer(s.c.Linger)
 	defer idle.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return "it was told to"
 		case <-starter:
-			return nil
+			return "whoever started it is gone"
 		case <-s.target.ended:
 			time.Sleep(100 * time.Millisecond) // the sessions' last words
-			return nil
+			return "the target's main process has ended"
 		case <-s.change:
 			if s.live.Load() == 0 {
 				idle.Reset(s.c.Linger)
 			}
 		case <-idle.C:
 			if s.live.Load() == 0 && s.tun.Tunnels() == 0 {
-				return nil
+				return fmt.Sprintf("no session for %v", s.c.Linger)
 			}
 			idle.Reset(s.c.Linger)
 		}
@@ -125,7 +128,7 @@ func (s *server) transports(ctx context.Context) {
 		go func() {
 			defer s.work.Done()
 			if err := s.tun.Handle(ctx, t); err != nil {
-				fmt.Fprintln(s.c.Log, "stead-agent: transport refused:", err)
+				s.c.Log.Error("refused", "err", fmt.Errorf("transport: %w", err))
 			}
 		}()
 	}
@@ -149,6 +152,7 @@ func (s *server) sessions(ctx context.Context) {
 			if !x.greeted.Load() { // who only asks does not keep the agent
 				return
 			}
+			s.c.Log.Info("session ends", "holder", x.holder)
 			select {
 			case s.change <- struct{}{}:
 			default:
@@ -162,7 +166,8 @@ func (s *server) sessions(ctx context.Context) {
 type session struct {
 	s       *server
 	t       tunnel.Conn
-	holder  string
+	known   atomic.Bool // it has introduced itself; whoever set it sets holder
+	holder  string      // not to be read before greeted
 	greeted atomic.Bool
 	work    sync.WaitGroup
 }
@@ -217,9 +222,13 @@ func (x *session) serve(ctx context.Context) {
 func (x *session) control(ctx context.Context, st tunnel.Stream, o *wire.Open) {
 	defer st.Close()
 	w := x.welcome(o.Hello)
+	if w.Error != "" {
+		x.s.c.Log.Error("session refused", "err", w.Error)
+	}
 	if err := wire.Write(st, w); err != nil || w.Error != "" {
 		return
 	}
+	x.s.c.Log.Info("session begins", "holder", x.holder, "build", o.Hello.Build)
 	end := make(chan struct{})
 	go func() { // ends with the stream
 		io.Copy(io.Discard, st)
@@ -233,6 +242,9 @@ func (x *session) control(ctx context.Context, st tunnel.Stream, o *wire.Open) {
 	case <-ctx.Done():
 	}
 }
+
+// longestName bounds what a session says of itself and others are told.
+const longestName = 256
 
 func (x *session) welcome(h *wire.Hello) *wire.Welcome {
 	w := &wire.Welcome{Build: x.s.c.Build}
@@ -253,10 +265,14 @@ func (x *session) welcome(h *wire.Hello) *wire.Welcome {
 		w.Error = err.Error()
 		return w
 	}
+	if !x.known.CompareAndSwap(false, true) {
+		w.Error = "the session has introduced itself already"
+		return w
+	}
 	t.Features = x.s.ports.features()
 	w.Target, w.Version = *t, min(h.Version, wire.Version)
-	x.holder = h.Holder
-	x.s.roster.add(x, h.Holder, h.Build)
+	x.holder = h.Holder[:min(len(h.Holder), longestName)]
+	x.s.roster.add(x, x.holder, h.Build[:min(len(h.Build), longestName)])
 	x.greeted.Store(true)
 	return w
 }

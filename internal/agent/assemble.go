@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,7 +55,8 @@ func (r *room) give(n int) { r.used.Add(int64(-n)) }
 type flow struct {
 	key     flowKey
 	room    *room
-	next    uint32 // sequence number of the next byte
+	first   uint32 // sequence number of the first byte
+	next    uint32 // of the next
 	ahead   []segment
 	beyond  int // bytes in ahead
 	seen    time.Time
@@ -75,15 +77,15 @@ type flow struct {
 func (a *assembler) take(s *segment, now time.Time) (began *flow) {
 	f := a.flows[s.key]
 	if s.syn && !s.ack {
-		if f != nil && f.next == s.seq+1 {
-			return nil // sent again
+		if f != nil && f.first == s.seq+1 {
+			return nil // sent again, or delivered again
 		}
 		if f != nil {
 			a.end(f, errReset) // the number pair is used anew
 		} else if len(a.flows) >= maxFlows {
 			return nil
 		}
-		f = &flow{key: s.key, room: a.room, next: s.seq + 1}
+		f = &flow{key: s.key, room: a.room, first: s.seq + 1, next: s.seq + 1}
 		a.flows[s.key] = f
 		s.seq++ // data may come with the SYN (fast open)
 	}
@@ -109,6 +111,11 @@ func (a *assembler) take(s *segment, now time.Time) (began *flow) {
 		a.end(f, io.EOF)
 	}
 	return began
+}
+
+// follows says whether a segment goes on with a connection that is known.
+func (a *assembler) follows(s *segment) bool {
+	return a.flows[s.key] != nil && (!s.syn || s.ack)
 }
 
 func (a *assembler) end(f *flow, err error) {
@@ -231,6 +238,13 @@ func (f *flow) seal() {
 	f.head = nil
 }
 
+// wanted says whether somebody has a copy, or may still make one.
+func (f *flow) wanted() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.sealed || slices.ContainsFunc(f.copies, (*copyOf).wanted)
+}
+
 // copyOf is a queue of bytes for one session.
 type copyOf struct {
 	room      *room
@@ -282,6 +296,12 @@ func (c *copyOf) abandon() {
 		close(c.abandoned)
 	}
 	c.change.Signal()
+}
+
+func (c *copyOf) wanted() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.gone
 }
 
 // next waits for bytes; with the last of them, or alone, comes the reason why there are no more.

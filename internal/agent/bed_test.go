@@ -47,6 +47,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case "agent": // agent serve ARGS
+			confine()
 			os.Exit(agent.Main(context.Background(), os.Args[3:], os.Environ(), "test", os.Stderr))
 		case "app":
 			os.Exit(app())

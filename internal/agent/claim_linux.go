@@ -91,7 +91,7 @@ func (c *claim) close() {
 
 // holderAt asks a claim whose it is.
 func (t *target) holderAt(at unix.Sockaddr) string {
-	const unknown, longest = "somebody else", 256
+	const unknown = "somebody else"
 	f, err := t.unixSocket("question to a claim")
 	if err != nil {
 		return unknown
@@ -107,7 +107,7 @@ func (t *target) holderAt(at unix.Sockaddr) string {
 	}
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(claimTimeout))
-	b, err := io.ReadAll(io.LimitReader(c, longest))
+	b, err := io.ReadAll(io.LimitReader(c, longestName))
 	if err != nil || len(b) == 0 {
 		return unknown
 	}

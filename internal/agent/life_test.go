@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -181,6 +182,95 @@ func TestABadTransportOrGreetingHurtsNobodyElse(t *testing.T) {
 		if got, r, err := c.Subscribe(context.Background(), sub); got != nil || err != nil || r.Errno == 0 {
 			t.Errorf("%+v: %+v, %v", sub, r, err)
 		}
+	}
+}
+
+// The program must not take what it has for all. The connection is the agent's by then.
+func TestAKilledAgentsConnectionsEndWithAReset(t *testing.T) {
+	b := newBed(t)
+	a := b.startAgent()
+	c := b.join(a, "ann@laptop", pod.Handlers{})
+	to := netip.AddrPortFrom(elseIP, elsePort)
+	ln := b.listenElsewhere("tcp", to)
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		io.Copy(c, c)
+	}()
+	s, r, err := c.Dial(t.Context(), wire.Dial{Network: "tcp", To: to})
+	if err != nil || s == nil {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	leg, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	relayed := make(chan struct{})
+	go func() { defer close(relayed); tunnel.Relay(context.Background(), leg, s) }()
+	client.SetDeadline(time.Now().Add(30 * time.Second))
+	talk, before := make([]byte, 64<<10), descriptors(a.PID)
+	within(t, "the connection is handed to the agent", func() bool {
+		client.Write(talk)
+		io.ReadFull(client, talk)
+		return descriptors(a.PID) >= before+2
+	})
+	client.Write(talk)
+	io.ReadFull(client, talk)
+	syscall.Kill(a.PID, syscall.SIGKILL)
+	if _, err := client.Read(talk); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the client reads %v", err)
+	}
+	<-relayed
+}
+
+// Who holds a port is told to others, from other goroutines: it is said once.
+func TestASessionIntroducesItselfOnce(t *testing.T) {
+	b := newBed(t)
+	a := b.startAgent()
+	tun, err := tunnel.Dial(context.Background(), a.Dial, tunnel.Options{Resume: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tun.Close()
+	answers := make(chan error, 8)
+	for i := range cap(answers) {
+		go func() {
+			s, err := tun.Open(context.Background())
+			if err == nil {
+				s.SetDeadline(time.Now().Add(20 * time.Second))
+				hello := &wire.Hello{Version: wire.Version, MinVersion: wire.MinVersion, Holder: fmt.Sprint("ann", i)}
+				wire.Write(s, wire.Open{Kind: wire.KindControl, Hello: hello})
+				var w wire.Welcome
+				if err = wire.Read(s, &w); err == nil && w.Error != "" {
+					err = errors.New(w.Error)
+				}
+			}
+			answers <- err
+		}()
+	}
+	welcome := 0
+	for range cap(answers) {
+		if err := <-answers; err == nil {
+			welcome++
+		} else if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error(err)
+		}
+	}
+	if welcome != 1 {
+		t.Errorf("%d of %d are welcome", welcome, cap(answers))
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"runtime/debug"
@@ -29,13 +30,23 @@ func Main(ctx context.Context, args, env []string, build string, stderr io.Write
 	linger := fs.Duration("linger", defaultLinger, "how long to wait for a session")
 	resume := fs.Duration("resume", 0, "how long a session may be away (0: 60s for --listen, not at all for --control-fd)")
 	steal := fs.String("steal", "auto", "how connections are stolen: auto, sk_lookup or nft")
+	level := fs.String("log-level", "", "what is told on standard error: error, info or debug (default: info for --listen, else error)")
 	if err := fs.Parse(args); err != nil {
 		return 2
 	}
+	if *level == "" {
+		*level = levelError // beside a session, whose terminal it is
+		if *listen != "" {
+			*level = levelInfo // in a cluster, which keeps it
+		}
+	}
 	// A small heap that is given back: most of the time there is nothing to do.
 	debug.SetGCPercent(50)
-	c := Config{PID: *pid, Linger: *linger, Resume: *resume, Steal: *steal, Build: build, Log: stderr}
+	c := Config{PID: *pid, Linger: *linger, Resume: *resume, Steal: *steal, Build: build}
 	err := func() (err error) {
+		if c.Log, err = newLog(stderr, *level); err != nil {
+			return err
+		}
 		if *container != "" {
 			if c.PID, err = findContainer(*container); err != nil {
 				return err
@@ -67,7 +78,7 @@ func Main(ctx context.Context, args, env []string, build string, stderr io.Write
 			}
 			var l net.Listener
 			if l, err = net.Listen("tcp", *listen); err == nil {
-				c.Listener = knock.Listen(l, secret, stderr)
+				c.Listener = knock.Listen(l, secret, func(err error) { c.Log.Error("refused", slog.Any("err", err)) })
 			}
 		default:
 			return errors.New("nowhere to listen: --control-fd, --conn-fd or --listen")

@@ -35,9 +35,6 @@ type nft struct {
 // another is gone.
 var tables atomic.Uint32
 
-// ownMark is the mark of our connections to the app.
-const ownMark = 0x57ead001
-
 // redirectPriority is behind dstnat (-100): where a sidecar redirects what comes in to itself, the
 // connections to steal are those that it makes to the app, as with sk_lookup.
 const redirectPriority = nftables.ChainPriority(-90)

@@ -26,6 +26,7 @@ func (x *session) dial(ctx context.Context, st tunnel.Stream, o *wire.Open) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c, err := x.s.target.connect(ctx, st, d)
+	x.s.c.Log.Debug("a connection leaves", "holder", x.holder, "network", d.Network, "to", d.To, "err", err)
 	if err != nil {
 		fail(st, err)
 		return

@@ -78,6 +78,21 @@ func TestConnectionsLeaveFromThePod(t *testing.T) {
 	}
 }
 
+// A port that the kernel keeps for the privileged, too: the app, which is root in many pods, has it.
+func TestTheProgramsSourcePortIsTakenInThePod(t *testing.T) {
+	b := newBed(t)
+	c := b.join(b.startAgent(), "ann@laptop", pod.Handlers{})
+	to := netip.AddrPortFrom(elseIP, elsePort)
+	go answer(b.listenElsewhere("tcp", to), "server")
+	for _, port := range []uint16{700, 7000} {
+		s, r, err := c.Dial(context.Background(), wire.Dial{Network: "tcp", To: to, Bind: netip.AddrPortFrom(podIP, port)})
+		if err != nil || s == nil || r.Local.Port() != port {
+			t.Fatalf("bound to %d: %+v, %v", port, r, err)
+		}
+		s.Close()
+	}
+}
+
 func TestErrnosAreThoseOfThePodsKernel(t *testing.T) {
 	b := newBed(t)
 	c := b.join(b.startAgent(), "ann@laptop", pod.Handlers{})
@@ -158,7 +173,7 @@ func TestUDPCarriesDatagramsAndTheErrorsOfTheNetwork(t *testing.T) {
 		return s
 	}
 	s := connected(to)
-	for _, size := range []int{0, 1, 1400, wire.MaxDatagram} {
+	for _, size := range []int{0, 1, 1400, 65507} { // the most that IPv4 has room for
 		s.Write(wire.AppendDatagram(nil, buf[:size]))
 		if n, errno, err := wire.ReadDatagram(s, buf); n != size || errno != 0 || err != nil {
 			t.Errorf("connected, %d bytes: %d, %v, %v", size, n, errno, err)
@@ -188,6 +203,43 @@ func TestUDPCarriesDatagramsAndTheErrorsOfTheNetwork(t *testing.T) {
 			}
 		}
 		p.Close()
+	}
+}
+
+// IPv6 has room for 20 bytes more than IPv4.
+func TestTheLargestDatagramsOfIPv6AreCarried(t *testing.T) {
+	b := newBed(t)
+	c := b.join(b.startAgent(), "ann@laptop", pod.Handlers{})
+	to := netip.AddrPortFrom(elseIP6, elsePort)
+	var u net.PacketConn
+	if err := b.elsewhere.Do(func() (err error) { u, err = net.ListenPacket("udp", to.String()); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	go echo(u)
+	s, r, err := c.Dial(context.Background(), wire.Dial{Network: "udp", To: to})
+	if err != nil || s == nil {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	defer s.Close()
+	p, r, err := c.Packet(context.Background(), wire.Packet{IPv6: true})
+	if err != nil || p == nil {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	defer p.Close()
+	s.SetDeadline(time.Now().Add(20 * time.Second))
+	p.SetDeadline(time.Now().Add(20 * time.Second))
+	want := make([]byte, 65527)
+	buf := make([]byte, wire.MaxDatagram)
+	for range 2 { // nor is the stream broken by one
+		s.Write(wire.AppendDatagram(nil, want))
+		if n, errno, err := wire.ReadDatagram(s, buf); n != len(want) || errno != 0 || err != nil {
+			t.Errorf("connected: %d, %v, %v", n, syscall.Errno(errno), err)
+		}
+		p.Write(wire.AppendPacket(nil, to, want))
+		if from, n, errno, err := wire.ReadPacket(p, buf); from != to || n != len(want) || errno != 0 || err != nil {
+			t.Errorf("unconnected: %d from %s, %v, %v", n, from, syscall.Errno(errno), err)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -22,6 +23,7 @@ import (
 type ports struct {
 	t    *target
 	mode string // how to steal: auto, sk_lookup, nft
+	log  *slog.Logger
 
 	mu     sync.Mutex
 	next   uint64
@@ -69,6 +71,7 @@ type stealer interface {
 // is given back, and for as long as there are connections that it passes to the app.
 type engine struct {
 	stealer
+	by   string         // which one it is
 	work sync.WaitGroup // connections; Add under ports.mu while it is ports.engine or not yet detached
 }
 
@@ -80,7 +83,7 @@ func (p *ports) newEngine() (*engine, error) {
 	e := &engine{}
 	var err error
 	// mu is held: a connection that is caught before stealer is set waits for it.
-	e.stealer, err = newStealer(p.t, p.mode, func(c net.Conn, called netip.AddrPort) { p.caught(e, c, called) })
+	e.stealer, e.by, err = newStealer(p.t, p.mode, func(c net.Conn, called netip.AddrPort) { p.caught(e, c, called) })
 	return e, err
 }
 
@@ -103,8 +106,8 @@ func (p *ports) retireLocked() {
 	}()
 }
 
-func newPorts(t *target, mode string) *ports {
-	p := &ports{t: t, mode: mode, steal: make(map[uint16]*subscription), mirror: make(map[uint16][]*subscription)}
+func newPorts(t *target, mode string, log *slog.Logger) *ports {
+	p := &ports{t: t, mode: mode, log: log, steal: make(map[uint16]*subscription), mirror: make(map[uint16][]*subscription)}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
 }
@@ -142,8 +145,15 @@ func (x *session) subscribe(ctx context.Context, st tunnel.Stream, o *wire.Open)
 		sub.probes = newProbes(s.Probes)
 	}
 	reply := x.s.ports.add(sub)
-	if reply.Errno == 0 {
-		defer x.s.ports.remove(sub)
+	log := x.s.c.Log.With("port", sub.port, "holder", x.holder)
+	switch {
+	case reply.Errno == 0:
+		log.Info(string(sub.mode) + " begins")
+		defer func() { x.s.ports.remove(sub); log.Info(string(sub.mode) + " ends") }()
+	case sub.claim == nil && reply.Errno == uint32(unix.EADDRINUSE):
+		log.Info(string(sub.mode)+" refused", "err", reply.Error)
+	default:
+		log.Error(string(sub.mode)+" failed", "err", reply.Error)
 	}
 	if err := wire.Write(st, reply); err != nil || reply.Errno != 0 {
 		return
@@ -154,57 +164,71 @@ func (x *session) subscribe(ctx context.Context, st tunnel.Stream, o *wire.Open)
 	_, _ = st.Read(make([]byte, 1))
 }
 
+var errEnding = errors.New("the agent is ending")
+
 func (p *ports) add(s *subscription) wire.Reply {
+	var err error
+	if s.mode == wire.Steal { // without mu: who holds the port may be slow to say who it is
+		s.claim, err = p.t.claim(s.port, s.x.holder)
+	}
+	if err == nil {
+		if err = p.begin(s); err != nil && s.claim != nil {
+			s.claim.close()
+		}
+	}
+	held := (*heldError)(nil)
+	switch {
+	case err == nil:
+		return wire.Reply{ID: s.id}
+	case err == errEnding:
+		return wire.Reply{Errno: uint32(unix.ESHUTDOWN), Error: err.Error()}
+	case errors.As(err, &held):
+		return wire.Reply{Errno: uint32(unix.EADDRINUSE), Error: held.Error(),
+			Hint: "use --mirror, or ask " + held.holder + " to end the session"}
+	}
+	r := wire.Reply{Errno: uint32(unix.EPERM), Error: err.Error(), Hint: "the agent needs CAP_NET_ADMIN and CAP_NET_RAW in the pod's network namespace; stealing also Linux 5.12 with nftables, or 5.9 with BPF"}
+	if e := unix.Errno(0); errors.As(err, &e) {
+		r.Errno = uint32(e)
+	}
+	return r
+}
+
+// begin puts a subscription into force.
+func (p *ports) begin(s *subscription) (err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return wire.Reply{Errno: uint32(unix.ESHUTDOWN), Error: "the agent is ending"}
+		return errEnding
 	}
 	p.next++
 	s.id = p.next
-	var err error
 	switch s.mode {
 	case wire.Steal:
-		if s.claim, err = p.t.claim(s.port, s.x.holder); err != nil {
-			break
-		}
 		if p.engine == nil {
 			p.engine, err = p.newEngine()
 			if err != nil {
 				p.engine = nil
+				return err
 			}
+			p.log.Debug("stealing", "by", p.engine.by)
 		}
-		if err == nil {
-			if err = p.engine.add(s.port); err != nil && len(p.steal) == 0 {
+		if err = p.engine.add(s.port); err != nil {
+			if len(p.steal) == 0 {
 				p.retireLocked()
 			}
-		}
-		if err != nil {
-			s.claim.close()
-			break
+			return err
 		}
 		p.steal[s.port] = s
 	case wire.Mirror:
 		if p.tap == nil {
-			p.tap, err = newTap(p.t, p.mirrored, p.packetsLost)
+			if p.tap, err = newTap(p.t, p.mirrored, p.packetsLost); err != nil {
+				return err
+			}
 		}
-		if err == nil {
-			p.mirror[s.port] = append(p.mirror[s.port], s)
-			p.tap.watch(p.mirrorPortsLocked())
-		}
+		p.mirror[s.port] = append(p.mirror[s.port], s)
+		p.tap.watch(p.mirrorPortsLocked())
 	}
-	if held := (*heldError)(nil); errors.As(err, &held) {
-		return wire.Reply{Errno: uint32(unix.EADDRINUSE), Error: held.Error(),
-			Hint: "use --mirror, or ask " + held.holder + " to end the session"}
-	}
-	if err != nil {
-		r := wire.Reply{Errno: uint32(unix.EPERM), Error: err.Error(), Hint: "the agent needs CAP_NET_ADMIN and CAP_NET_RAW in the pod's network namespace; stealing also Linux 5.12 with nftables, or 5.9 with BPF"}
-		if e := unix.Errno(0); errors.As(err, &e) {
-			r.Errno = uint32(e)
-		}
-		return r
-	}
-	return wire.Reply{ID: s.id}
+	return nil
 }
 
 func (p *ports) mirrorPortsLocked() []uint16 {
@@ -242,7 +266,7 @@ func (p *ports) remove(s *subscription) {
 			if len(p.mirror) == 0 {
 				tap := p.tap
 				p.tap = nil
-				go tap.close() // waits for its goroutine, which may wait for mu
+				p.work.Go(func() { tap.retire(p.ctx) })
 			}
 		}
 	}
@@ -268,15 +292,19 @@ func (p *ports) caught(e *engine, c net.Conn, called netip.AddrPort) {
 		if s != nil && !s.probes.has(c, remote) {
 			st, err := s.x.offer(p.ctx, wire.Incoming{Subscription: s.id, Remote: remote, Local: called})
 			if err == nil {
+				p.log.Debug("a connection goes to the session", "from", remote, "to", called, "holder", s.x.holder)
 				tunnel.Relay(p.ctx, c, st)
 				return
 			}
+			p.log.Debug("the session has not taken a connection", "from", remote, "to", called, "holder", s.x.holder, "err", err)
 		}
 		app, err := e.pass(p.ctx, called)
 		if err != nil {
+			p.log.Error("a connection can go neither to a session nor to the app", "from", remote, "to", called, "err", err)
 			abort(c)
 			return
 		}
+		p.log.Debug("a connection goes to the app", "from", remote, "to", called)
 		splice(p.ctx, c, app)
 	}()
 }

@@ -19,14 +19,15 @@ import (
 // Files are looked up with the rights of the target's main process, as the program would look them up
 // in the pod: its file system ids and groups, and its capabilities that override modes.
 
-// overriding are the capabilities that let read what the mode forbids.
+// overriding are the capabilities that let read what the mode forbids. To look up and to read, which is
+// all that is done here, they are the same: the target may have the one and we the other.
 const overriding = 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_DAC_READ_SEARCH
 
 // identity is what the kernel decides about files by, as this process's user namespace names it.
 type identity struct {
 	uid, gid int
 	groups   []uint32
-	caps     uint64 // of overriding
+	reads    bool // has one of overriding
 	// uids and gids are those over which the capabilities hold, where the process is in another user
 	// namespace; its capabilities are none elsewhere.
 	uids, gids []idRange
@@ -49,7 +50,7 @@ func (i *identity) owns(fd int) bool {
 }
 
 func (i *identity) equal(o *identity) bool {
-	return i.uid == o.uid && i.gid == o.gid && slices.Equal(i.groups, o.groups) && i.caps == o.caps
+	return i.uid == o.uid && i.gid == o.gid && slices.Equal(i.groups, o.groups) && i.reads == o.reads
 }
 
 // identityOf reads that of a process; "thread-self" is the calling thread's.
@@ -83,8 +84,8 @@ func identityOf(pid string) (*identity, error) {
 			}
 		case "CapEff":
 			if len(f) == 1 {
-				i.caps, _ = strconv.ParseUint(f[0], 16, 64)
-				i.caps &= overriding
+				caps, _ := strconv.ParseUint(f[0], 16, 64)
+				i.reads = caps&overriding != 0
 			}
 		}
 	}
@@ -143,10 +144,10 @@ func (r *rights) now() *identity {
 		return r.as
 	}
 	if r.pid != os.Getpid() && sys.OtherUser(r.pid) {
-		if id.foreign = id.caps != 0; id.foreign {
+		if id.foreign = id.reads; id.foreign {
 			id.uids, id.gids = idMap(fmt.Sprintf("/proc/%d/uid_map", r.pid)), idMap(fmt.Sprintf("/proc/%d/gid_map", r.pid))
 		}
-		id.caps = 0 // here
+		id.reads = false // here
 	}
 	if r.as != nil && id.equal(r.as) && id.foreign == r.as.foreign {
 		return r.as
@@ -188,8 +189,12 @@ func (r *rights) become(id *identity, f func()) bool {
 	}
 	ok := set(id.uid, id.gid, groups)
 	dressed := false
-	if ok && (id.uid == 0 || id.caps != 0) { // a user id other than 0 has put them out of force
-		dressed = sys.SetEffective(r.ownAll&^overriding|id.caps&r.ownAll) == nil
+	if ok && (id.uid == 0 || id.reads) { // a user id other than 0 has put them out of force
+		caps := r.ownAll
+		if !id.reads {
+			caps &^= overriding
+		}
+		dressed = sys.SetEffective(caps) == nil
 	}
 	if ok {
 		f()

@@ -80,6 +80,7 @@ func TestFilesAreSeenWithTheRightsOfTheTarget(t *testing.T) {
 		{"others", 0o600, 1000, 1000, false},
 		{"closed", 0o700, 0, 0, true},
 		{"closed/in", 0o644, 0, 0, false},
+		{"closed/own", 0o644, app, app, false},
 		{"search", 0o711, 0, 0, true},
 		{"search/in", 0o644, 0, 0, false},
 		{"list", 0o744, 0, 0, true},
@@ -192,4 +193,23 @@ func seen(files *podfs.Client, names []string) (out string) {
 		out += fmt.Sprintln(n, name(stat), string(text[:got]), name(e))
 	}
 	return out
+}
+
+func TestThePodsProcSysAndDevAreServedByNoSpelling(t *testing.T) {
+	b := newBed(t)
+	conn := b.join(b.startAgent(), "ann@laptop", pod.Handlers{})
+	files := podfs.NewClient(conn.Files)
+	defer files.Close()
+	for _, name := range []string{"/proc/version", "/sys/kernel/uevent_seqnum", "/dev/null"} {
+		for _, before := range []string{"", ".", "/", "/.", "/etc/..", "/proc/..", "//./"} {
+			if a, e := files.Stat(context.Background(), before+name); e != syscall.ENOENT {
+				t.Errorf("%s: %+v, %v", before+name, a, e)
+			}
+		}
+	}
+	for _, name := range []string{"/proc", "/sys", "/dev"} { // places for the laptop's own
+		if a, e := files.Stat(context.Background(), name); e != 0 || a.Mode&unix.S_IFMT != unix.S_IFDIR {
+			t.Errorf("%s: %+v, %v", name, a, e)
+		}
+	}
 }

@@ -160,6 +160,7 @@ func (e *skLookup) remove(port uint16) { _ = e.ports.Delete(uint32(port)) }
 
 func (e *skLookup) pass(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	return e.t.dialApp(ctx, to, func(fd int) (undo func(), err error) {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, ownMark)
 		// The source port, known before the connect, is the mark.
 		if err := unix.Bind(fd, inet.ToUnix(familyOf(to), netip.AddrPortFrom(inet.Any(to.Addr().Is6()), 0))); err != nil {
 			return nil, fmt.Errorf("bind for the app: %w", err)

@@ -19,7 +19,7 @@ type catcher func(c net.Conn, called netip.AddrPort)
 
 // newStealer makes the engine for mode: "sk_lookup", "nft", or "auto" for the first that this
 // kernel and our capabilities allow, found by trying.
-func newStealer(t *target, mode string, caught catcher) (stealer, error) {
+func newStealer(t *target, mode string, caught catcher) (_ stealer, by string, _ error) {
 	var tried error
 	for _, e := range []struct {
 		name string
@@ -33,14 +33,14 @@ func newStealer(t *target, mode string, caught catcher) (stealer, error) {
 		}
 		s, err := e.make(t, caught)
 		if err == nil {
-			return s, nil
+			return s, e.name, nil
 		}
 		tried = errors.Join(tried, fmt.Errorf("steal by %s: %w", e.name, err))
 	}
 	if tried == nil {
 		tried = fmt.Errorf("steal by %q: %w", mode, unix.EINVAL)
 	}
-	return nil, tried
+	return nil, "", tried
 }
 
 func familyOf(a netip.AddrPort) int {
@@ -125,6 +125,10 @@ func localAddr(c *net.TCPConn) (netip.AddrPort, error) {
 	a, _ := addrPortOf(c.LocalAddr())
 	return a, nil
 }
+
+// ownMark is the mark of our connections to the app: no nft engine steals them, and no tap takes them
+// for a client's, that of another agent beside the same pod neither.
+const ownMark = 0x57ead001
 
 // appTimeout bounds the connection to the app: it is on this host.
 const appTimeout = 10 * time.Second

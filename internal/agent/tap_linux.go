@@ -5,8 +5,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,12 +27,15 @@ type tap struct {
 	wake  int
 	found func(*flow)  // a connection began
 	lost  func(uint32) // the kernel dropped so many packets, which we were too slow for
+	over  atomic.Bool  // close was called
 	done  chan struct{}
 	once  sync.Once
 
-	mu    sync.Mutex
-	asm   assembler
-	ports map[uint16]bool
+	mu      sync.Mutex
+	asm     assembler
+	ports   map[uint16]bool // whose new connections are followed
+	left    int             // connections that are followed though their port is given back
+	passing []uint16        // ports that the kernel's filter lets pass
 }
 
 // tapBuffer is what the kernel holds for us: some 50 ms of a fast link.
@@ -69,19 +75,65 @@ func newTap(t *target, found func(*flow), lost func(uint32)) (*tap, error) {
 	return p, nil
 }
 
-// watch sets the ports whose connections are copied.
+// watch sets the ports whose new connections are copied. Those that are followed already go on to their
+// end, as stolen ones do.
 func (p *tap) watch(ports []uint16) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	clear(p.ports)
 	for _, n := range ports {
 		p.ports[n] = true
 	}
-	p.mu.Unlock()
-	_ = p.filter(ports)
+	p.narrowLocked()
+}
+
+// narrowLocked gives up the connections that nobody listens to of ports that nobody has, and makes the
+// kernel drop what is of no use.
+func (p *tap) narrowLocked() {
+	pass := maps.Clone(p.ports)
+	p.left = 0
+	for k, f := range p.asm.flows {
+		if p.ports[k.to.Port()] {
+			continue
+		}
+		if !f.wanted() {
+			p.asm.end(f, errReset)
+			continue
+		}
+		pass[k.to.Port()] = true
+		p.left++
+	}
+	if now := slices.Sorted(maps.Keys(pass)); !slices.Equal(now, p.passing) {
+		p.passing = now
+		_ = p.filter(now)
+	}
+}
+
+// retire closes a tap of which nobody has a port any more, when its last connection has ended, or with
+// ctx.
+func (p *tap) retire(ctx context.Context) {
+	defer p.close()
+	again := time.NewTicker(sweepEvery)
+	defer again.Stop()
+	for {
+		p.mu.Lock()
+		p.narrowLocked()
+		left := p.left
+		p.mu.Unlock()
+		if left == 0 {
+			return
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (p *tap) close() {
 	p.once.Do(func() {
+		p.over.Store(true)
 		unix.Write(p.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 		<-p.done
 		unix.Close(p.fd)
@@ -89,7 +141,7 @@ func (p *tap) close() {
 	})
 }
 
-// filter makes the kernel drop all but TCP to the ports.
+// filter makes the kernel drop all but clients' TCP to the ports.
 func (p *tap) filter(ports []uint16) error {
 	prog := tapProgram(ports)
 	return unix.SetsockoptSockFprog(p.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
@@ -108,7 +160,13 @@ func tapProgram(ports []uint16) []unix.SockFilter {
 	if len(ports) == 0 {
 		return []unix.SockFilter{drop}
 	}
-	f := []unix.SockFilter{
+	const mark = 0xfffff000 + 20 // SKF_AD_OFF + SKF_AD_MARK (include/uapi/linux/filter.h); it lasts over the loopback
+	own := []unix.SockFilter{
+		st(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, mark),
+		jp(unix.BPF_JEQ, ownMark, 0, 1),
+		drop,
+	}
+	f := append(own, []unix.SockFilter{
 		0: st(unix.BPF_LD|unix.BPF_B|unix.BPF_ABS, 0),
 		1: st(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, 0xf0),
 		2: jp(unix.BPF_JEQ, 0x60, 10-3, 0),
@@ -124,7 +182,7 @@ func tapProgram(ports []uint16) []unix.SockFilter {
 		11: jp(unix.BPF_JEQ, unix.IPPROTO_TCP, 13-12, 0),
 		12: drop,
 		13: st(unix.BPF_LD|unix.BPF_H|unix.BPF_ABS, 42),
-	}
+	}...)
 	keep := st(unix.BPF_RET|unix.BPF_K, 0xffffffff)
 	if len(ports) > maxFiltered {
 		return append(f, keep)
@@ -150,7 +208,7 @@ func (p *tap) run() {
 	buf := make([]byte, 640<<10) // the largest packet, merged by GRO (BIG TCP); only what is used is in memory
 	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}, {Fd: int32(p.wake), Events: unix.POLLIN}}
 	swept := time.Now()
-	for {
+	for !p.over.Load() { // it may find something to read each time
 		n, _, err := unix.Recvfrom(p.fd, buf, unix.MSG_DONTWAIT)
 		if err == unix.EAGAIN {
 			fds[0].Revents, fds[1].Revents = 0, 0
@@ -160,16 +218,13 @@ func (p *tap) run() {
 			if fds[0].Revents != 0 {
 				_, _ = unix.Poll(fds[1:], gather)
 			}
-			if fds[1].Revents != 0 {
-				return
-			}
 		} else if err != nil && err != unix.EINTR && err != unix.ENETDOWN {
 			return
 		}
 		now := time.Now()
 		p.mu.Lock()
 		if err == nil {
-			if s, ok := parseSegment(buf[:n]); ok && p.ports[s.key.to.Port()] {
+			if s, ok := parseSegment(buf[:n]); ok && (p.ports[s.key.to.Port()] || p.asm.follows(&s)) {
 				if f := p.asm.take(&s, now); f != nil {
 					p.found(f)
 				}
@@ -178,6 +233,9 @@ func (p *tap) run() {
 		if now.Sub(swept) >= sweepEvery {
 			p.asm.sweep(now)
 			swept = now
+			if p.left > 0 {
+				p.narrowLocked()
+			}
 			if st, err := unix.GetsockoptTpacketStats(p.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil && st.Drops > 0 {
 				p.lost(st.Drops)
 			}

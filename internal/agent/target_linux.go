@@ -66,6 +66,8 @@ func targetFault(pid int, what string, err error) error {
 	switch {
 	case errors.Is(err, unix.ESRCH), errors.Is(err, os.ErrNotExist):
 		return fault.With(err, "ps -e (the target is not running)")
+	case (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)) && os.Geteuid() == 0:
+		return fault.With(err, "to root only AppArmor, SELinux or a capability that was taken away forbid it: docs/kubernetes.md, Confined targets")
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return fault.With(err, "sudo stead exec ... (the target belongs to somebody else; or sysctl kernel.yama.ptrace_scope is not 0 or 1)")
 	}

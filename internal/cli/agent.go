@@ -5,7 +5,7 @@ import (
 )
 
 func newAgentCommand(a *app) *cobra.Command {
-	c := &cobra.Command{Use: "agent", Short: "The agent that stands beside a target", Args: cobra.NoArgs}
+	c := &cobra.Command{Use: "agent", Short: "The agent that stands beside a target"}
 	c.AddCommand(&cobra.Command{
 		Use:                "serve",
 		Short:              "Serve sessions beside a target (started by stead itself)",

@@ -85,21 +85,25 @@ func newAgentsCommand(a *app) *cobra.Command {
 	clean := &cobra.Command{
 		Use:   "clean",
 		Short: "Remove agents that nobody uses",
-		Long:  "Remove the agents that nobody uses. They would end by themselves, seconds after their last session.",
-		Args:  cobra.NoArgs,
+		Long: `Remove the agents that nobody uses. They would end by themselves, seconds after their last session.
+One that does not say whether it is used, or is only about to start, is kept.`,
+		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			client, ns, err := a.clientFor(&cf, all)
 			if err != nil {
 				return err
 			}
-			removed, err := client.Clean(c.Context(), ns, used)
-			for _, r := range removed {
+			done, err := client.Clean(c.Context(), ns, used)
+			for _, r := range done.Removed {
 				fmt.Fprintln(a.stdout, "removed", r)
+			}
+			for _, k := range done.Kept {
+				fmt.Fprintln(a.stderr, "kept", oneLine(k))
 			}
 			return err
 		},
 	}
-	clean.Flags().BoolVar(&used, "used", false, "those in use, too: their sessions end")
+	clean.Flags().BoolVar(&used, "used", false, "all of them: their sessions end")
 	c.AddCommand(clean)
 	return c
 }

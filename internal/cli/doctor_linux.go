@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,56 +11,86 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stead-dev/stead/internal/kube"
+	"github.com/stead-dev/stead/internal/launch"
+	"github.com/stead-dev/stead/internal/sys"
 )
 
+// machine is what of this machine matters to a session.
+type machine struct {
+	release  string // of the kernel
+	filter   error  // why a filter with a listener cannot be installed
+	fuse     error  // why /dev/fuse cannot be opened
+	root     bool
+	ptrace   string // kernel.yama.ptrace_scope, "" where there is no Yama
+	userNS   string // user.max_user_namespaces
+	apparmor string // kernel.apparmor_restrict_unprivileged_userns
+}
+
 // laptop looks at this machine.
-func laptop() (out []kube.Finding) {
+func laptop() []kube.Finding {
 	var u unix.Utsname
 	_ = unix.Uname(&u)
-	release := unix.ByteSliceToString(u.Release[:])
-	var major, minor int
-	fmt.Sscanf(release, "%d.%d", &major, &minor)
-	if major < 5 || major == 5 && minor < 14 {
-		out = append(out, missing("kernel", release+" is older than 5.14", "run stead in a virtual machine with a newer kernel"))
-	} else {
-		out = append(out, kube.Finding{What: "kernel", Note: release})
-	}
-	// The kernel says EFAULT where the operation is known: it looked for the filter.
-	if _, _, e := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, 0); e != unix.EFAULT {
-		out = append(out, missing("seccomp user notification", e.Error(), "the kernel, or what confines this process, has none: run stead outside of that container"))
-	} else {
-		out = append(out, kube.Finding{What: "seccomp user notification", Note: "there"})
-	}
-	soft := func(f kube.Finding) { f.Soft = true; out = append(out, f) }
-	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
-		why, hint := err.Error(), "modprobe fuse; in a container: --device /dev/fuse"
-		if errors.Is(err, fs.ErrPermission) {
-			hint = "chmod 666 /dev/fuse, as udev does"
-		}
-		soft(missing("/dev/fuse", why, hint))
-	} else {
-		f.Close()
-		out = append(out, kube.Finding{What: "/dev/fuse", Note: "can be opened"})
-	}
 	read := func(name string) string {
 		b, _ := os.ReadFile("/proc/sys/" + name)
 		return strings.TrimSpace(string(b))
 	}
-	switch v := read("kernel/yama/ptrace_scope"); {
-	case v == "2" && os.Geteuid() != 0 || v == "3":
-		out = append(out, missing("Yama", "kernel.yama.ptrace_scope is "+v+": stead cannot take the program's sockets", "sysctl kernel.yama.ptrace_scope=1"))
-	default:
-		out = append(out, kube.Finding{What: "Yama", Note: "ptrace_scope " + orDash(v)})
+	m := machine{
+		release: unix.ByteSliceToString(u.Release[:]), filter: sys.TryFilter(), root: os.Geteuid() == 0,
+		ptrace: read("kernel/yama/ptrace_scope"), userNS: read("user/max_user_namespaces"), apparmor: read("kernel/apparmor_restrict_unprivileged_userns"),
+	}
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if m.fuse = err; err == nil {
+		f.Close()
+	}
+	return m.judge()
+}
+
+// judge says of each thing whether it is there, and what helps.
+func (m *machine) judge() (out []kube.Finding) {
+	good := func(what, note string) { out = append(out, kube.Finding{What: what, Note: note}) }
+	bad := func(what, why, hint string) { out = append(out, missing(what, why, hint)) }
+	worse := func(what, why, hint string) { // stead works, less well
+		f := missing(what, why, hint)
+		f.Soft = true
+		out = append(out, f)
+	}
+	var major, minor int
+	fmt.Sscanf(m.release, "%d.%d", &major, &minor)
+	if major < 5 || major == 5 && minor < 14 {
+		bad("kernel", m.release+" is older than 5.14", "run stead in a virtual machine with a newer kernel")
+	} else {
+		good("kernel", m.release)
+	}
+	if m.filter == nil {
+		good("seccomp user notification", "there, and nobody else listens")
+	} else {
+		out = append(out, kube.Finding{What: "seccomp user notification", Err: cmp.Or(launch.FilterFault(m.filter), m.filter)})
 	}
 	switch {
-	case os.Geteuid() == 0:
-		out = append(out, kube.Finding{What: "mount namespace", Note: "as root"})
-	case read("user/max_user_namespaces") == "0":
-		soft(missing("mount namespace", "user namespaces are forbidden (user.max_user_namespaces is 0): files are shown by the slower way", "sysctl user.max_user_namespaces=15000"))
-	case read("kernel/apparmor_restrict_unprivileged_userns") == "1":
-		soft(missing("mount namespace", "AppArmor restricts user namespaces: files are shown by the slower way", "sysctl kernel.apparmor_restrict_unprivileged_userns=0"))
+	case m.fuse == nil:
+		good("/dev/fuse", "can be opened")
+	case errors.Is(m.fuse, fs.ErrPermission):
+		worse("/dev/fuse", m.fuse.Error(), "chmod 666 /dev/fuse, as udev does")
 	default:
-		out = append(out, kube.Finding{What: "mount namespace", Note: "in a user namespace"})
+		worse("/dev/fuse", m.fuse.Error(), "modprobe fuse; in a container: --device /dev/fuse")
+	}
+	switch {
+	case m.ptrace == "2" && !m.root || m.ptrace == "3":
+		bad("Yama", "kernel.yama.ptrace_scope is "+m.ptrace+": stead cannot take the program's sockets", "sysctl kernel.yama.ptrace_scope=1")
+	case m.ptrace == "":
+		good("Yama", "not in this kernel")
+	default:
+		good("Yama", "ptrace_scope "+m.ptrace)
+	}
+	switch {
+	case m.root:
+		good("mount namespace", "as root")
+	case m.userNS == "0":
+		worse("mount namespace", "user namespaces are forbidden (user.max_user_namespaces is 0): files are shown by the slower way", "sysctl user.max_user_namespaces=15000")
+	case m.apparmor == "1":
+		worse("mount namespace", "AppArmor restricts user namespaces: files are shown by the slower way", "sysctl kernel.apparmor_restrict_unprivileged_userns=0")
+	default:
+		good("mount namespace", "in a user namespace")
 	}
 	return out
 }

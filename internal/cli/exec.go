@@ -92,6 +92,10 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 	if err != nil {
 		return err
 	}
+	// Before anything of ours is put beside the target.
+	if err := session.Supported(); err != nil {
+		return err
+	}
 	if environ(a.env, "GOGC") == "" {
 		// A session's start makes some MB of garbage, and a session has little else to collect:
 		// collecting at 16 MB instead of 4 takes a tenth off the start.
@@ -106,6 +110,9 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 	}
 	defer t.Close()
 	o.Pod, o.Pods, o.All = t.pod, t.pods, true
+	if w := ofNode(t.pod, t.node, o.Incoming); w != "" {
+		fmt.Fprintln(a.stderr, "warning:", w)
+	}
 	if !f.stealProbes {
 		o.Probes = t.probes
 	}
@@ -115,6 +122,14 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 		return err
 	}
 	return exitCode(code)
+}
+
+// ofNode warns of incoming traffic that is a node's and not a pod's alone, "" for nothing.
+func ofNode(pod, node string, mode wire.Mode) string {
+	if node == "" || mode != wire.Steal {
+		return ""
+	}
+	return fmt.Sprintf("pod %s has the network of its node: what the program listens on is stolen from the whole of node %s, whoever has that port there", pod, node)
 }
 
 // options checks the flags.

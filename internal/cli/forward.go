@@ -13,6 +13,7 @@ import (
 
 	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/forward"
+	"github.com/stead-dev/stead/internal/wire"
 )
 
 // targetFlags are those of every command that stands an agent beside a target.
@@ -30,8 +31,8 @@ func (f *targetFlags) add(a *app, c *cobra.Command) {
 	f.agent.add(c.Flags(), a.env)
 }
 
-// withTarget runs f beside the target until Ctrl-C.
-func (a *app) withTarget(ctx context.Context, tf *targetFlags, f func(context.Context, forward.Options) error) error {
+// withTarget runs f, which takes incoming traffic by mode, beside the target until Ctrl-C.
+func (a *app) withTarget(ctx context.Context, tf *targetFlags, mode wire.Mode, f func(context.Context, forward.Options) error) error {
 	if tf.target == "" {
 		return fault.With(errors.New("no target"), "--target playground/orders (stead ls lists those of a cluster)")
 	}
@@ -42,6 +43,9 @@ func (a *app) withTarget(ctx context.Context, tf *targetFlags, f func(context.Co
 		return err
 	}
 	defer t.Close()
+	if w := ofNode(t.pod, t.node, mode); w != "" {
+		fmt.Fprintln(a.stderr, "warning:", w)
+	}
 	return f(ctx, forward.Options{Dial: t.Dial, Pod: t.pod, Pods: t.pods, Follow: tf.follow, Build: Version, Target: tf.target, Log: a.stderr})
 }
 
@@ -77,7 +81,11 @@ what the laptop does not take goes to the app.`,
 			if len(locals)+len(remotes) == 0 {
 				return fault.With(errors.New("no port to carry"), "-L 5432:db:5432 or -R 8080:3000")
 			}
-			return a.withTarget(c.Context(), &tf, func(ctx context.Context, o forward.Options) error {
+			var mode wire.Mode
+			if remotes != nil {
+				mode = wire.Steal
+			}
+			return a.withTarget(c.Context(), &tf, mode, func(ctx context.Context, o forward.Options) error {
 				return forward.Ports(ctx, o, locals, remotes)
 			})
 		},
@@ -107,7 +115,7 @@ func newDumpCommand(a *app) *cobra.Command {
 				}
 				ps = append(ps, uint16(p))
 			}
-			return a.withTarget(c.Context(), &tf, func(ctx context.Context, o forward.Options) error {
+			return a.withTarget(c.Context(), &tf, "", func(ctx context.Context, o forward.Options) error {
 				return forward.Dump(ctx, o, ps, a.stdout)
 			})
 		},
@@ -118,7 +126,7 @@ func newDumpCommand(a *app) *cobra.Command {
 }
 
 func newDiagnoseCommand(a *app) *cobra.Command {
-	c := &cobra.Command{Use: "diagnose", Short: "Measure the way to a target", Args: cobra.NoArgs,
+	c := &cobra.Command{Use: "diagnose", Short: "Measure the way to a target",
 		RunE: func(c *cobra.Command, _ []string) error {
 			return fault.With(errors.New("nothing to measure"), "stead diagnose latency --target playground/orders")
 		}}
@@ -141,7 +149,7 @@ func newDiagnoseCommand(a *app) *cobra.Command {
 					return fault.With(fmt.Errorf("--to %s: want HOST:PORT", to), "--to db:5432")
 				}
 			}
-			return a.withTarget(c.Context(), &tf, func(ctx context.Context, o forward.Options) error {
+			return a.withTarget(c.Context(), &tf, "", func(ctx context.Context, o forward.Options) error {
 				return forward.Latency(ctx, o, int(count), l, a.stdout)
 			})
 		},

@@ -2,4 +2,6 @@
 
 package cli
 
-func helper([]string) (code int, handled bool) { return 0, false }
+import "io"
+
+func helper([]string, io.Writer, io.Writer) (code int, handled bool) { return 0, false }

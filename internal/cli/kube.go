@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,7 +50,9 @@ func (f *agentFlags) add(fs *pflag.FlagSet, env []string) {
 	fs.StringVar(&f.o.ServiceAccount, "agent-service-account", "", "service account of the agent's pod (it gets no token)")
 	fs.StringVar(&f.o.PullPolicy, "agent-pull-policy", "", "Always, IfNotPresent or Never")
 	fs.StringArrayVar(&f.o.PullSecrets, "agent-pull-secret", nil, "secret by which the image is pulled (repeatable)")
-	fs.StringVar(&f.o.SeccompProfile, "agent-seccomp", "", "RuntimeDefault or Unconfined (default: the cluster's own)")
+	fs.StringVar(&f.o.SeccompProfile, "agent-seccomp", "", "RuntimeDefault or Unconfined (default RuntimeDefault)")
+	fs.StringVar(&f.o.LogLevel, "agent-log-level", "", "what kubectl logs shows of the agent: error, info or debug (default info)")
+	fs.DurationVar(&f.o.TTL, "agent-ttl", 0, "how long the cluster keeps the agent's Job when it has ended, say to read its log (default 2s)")
 	fs.DurationVar(&f.o.Linger, "agent-linger", 0, "how long the agent waits for a next session (default 5s)")
 	fs.DurationVar(&f.o.Resume, "agent-resume", 0, "how long a session may be cut off (default 40s)")
 	fs.DurationVar(&f.o.StartupTimeout, "agent-startup-timeout", 0, "how long the agent may take to start (default 60s)")
@@ -112,7 +115,19 @@ func (f *agentFlags) options() (o kube.Options, err error) {
 		}
 		o.Tolerations = append(o.Tolerations, t)
 	}
-	for _, d := range []time.Duration{o.Linger, o.Resume, o.StartupTimeout} {
+	for _, c := range []struct {
+		flag, got string
+		want      []string
+	}{
+		{"--agent-log-level", o.LogLevel, []string{"error", "info", "debug"}},
+		{"--agent-seccomp", o.SeccompProfile, []string{"RuntimeDefault", "Unconfined"}},
+		{"--agent-pull-policy", o.PullPolicy, []string{"Always", "IfNotPresent", "Never"}},
+	} {
+		if c.got != "" && !slices.Contains(c.want, c.got) {
+			return o, fault.With(fmt.Errorf("%s %s: none of %s", c.flag, c.got, strings.Join(c.want, ", ")), c.flag+" "+c.want[0])
+		}
+	}
+	for _, d := range []time.Duration{o.TTL, o.Linger, o.Resume, o.StartupTimeout} {
 		if d < 0 {
 			return o, fault.With(errors.New("a time below zero"), "--agent-linger 30s")
 		}
@@ -142,6 +157,7 @@ type standing struct {
 	pod  string       // "" where that is the target itself
 	pods seats.Source // follows its pods, nil where there is that one alone
 
+	node   string              // whose network the pod has, "" for one of its own
 	probes map[uint16][]string // paths that the kubelet asks it for, by port
 }
 
@@ -182,7 +198,7 @@ func (a *app) openTarget(ctx context.Context, target string, cf *clusterFlags, a
 	if err != nil {
 		return nil, err
 	}
-	s := &standing{Target: local.Target{Dial: t.Dial, Close: t.Close}, pod: t.Pod, probes: t.Probes}
+	s := &standing{Target: local.Target{Dial: t.Dial, Close: t.Close}, pod: t.Pod, node: t.Node, probes: t.Probes}
 	if t.Follow != nil {
 		s.pods = func(ctx context.Context, all bool, first *seats.Seat, join seats.Join, ready func()) error {
 			return t.Follow(ctx, all, first, func(ctx context.Context, name string, dial tunnel.Dialer) (kube.Seat, error) {

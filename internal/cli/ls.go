@@ -15,7 +15,7 @@ import (
 func newLsCommand(a *app) *cobra.Command {
 	var cf clusterFlags
 	var all bool
-	var output string
+	var output, agents string
 	types := kube.Kinds()
 	c := &cobra.Command{
 		Use:     "ls [-n NAMESPACE | -A]",
@@ -31,7 +31,7 @@ func newLsCommand(a *app) *cobra.Command {
 			if all {
 				ns = ""
 			}
-			rows, denied, err := client.List(c.Context(), ns, types)
+			rows, denied, err := client.List(c.Context(), ns, agents, types)
 			if err != nil {
 				return err
 			}
@@ -43,6 +43,7 @@ func newLsCommand(a *app) *cobra.Command {
 	}
 	cf.add(c.Flags())
 	c.Flags().BoolVarP(&all, "all-namespaces", "A", false, "of all namespaces")
+	c.Flags().StringVar(&agents, "agent-namespace", "", "namespace where agents are, too, to be asked who uses what")
 	c.Flags().StringSliceVar(&types, "types", types, "kinds to list")
 	c.Flags().StringVarP(&output, "output", "o", "", "name, wide or json")
 	return c

@@ -20,7 +20,6 @@ func newPlaygroundCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "playground",
 		Short: "Pods made of namespaces on this machine, to try stead without a cluster",
-		Args:  cobra.NoArgs,
 	}
 	c.AddCommand(playgroundUp(a), playgroundDown(a), playgroundStatus(a), playgroundExec(a), playgroundCall(a))
 	return c
@@ -150,6 +149,9 @@ func playgroundCall(a *app) *cobra.Command {
 		Long:  "Send requests from the client pod and print the answers. URL is http://..., tcp://HOST:PORT or udp://HOST:PORT.",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if !strings.Contains(args[0], "://") {
+				return fault.With(fmt.Errorf("call %s: no scheme", args[0]), "stead playground call http://"+args[0])
+			}
 			if count < 1 || concurrency < 1 {
 				return fault.With(errors.New("--count and --concurrency are at least 1"), "stead playground call --count 10 --concurrency 2 "+args[0])
 			}

@@ -28,7 +28,7 @@ type app struct {
 // Run executes the command line args (without the program's name) and returns the exit code.
 // It installs no signal handler: ctx ends what runs.
 func Run(ctx context.Context, args, env []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	if code, handled := helper(args); handled {
+	if code, handled := helper(args, stdout, stderr); handled {
 		return code
 	}
 	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, env: env}
@@ -70,10 +70,13 @@ func newRoot(a *app) *cobra.Command {
 		Short:         "Run a process on your laptop in a pod's stead",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Version:       Version,
 	}
-	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetVersionTemplate(versionLine())
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if args := c.Flags().Args(); c.HasSubCommands() && len(args) > 0 { // the flags of a command that there is not
+			return aCommand(c, args)
+		}
 		return fault.With(err, c.CommandPath()+" --help")
 	})
 	for _, newCommand := range []func(*app) *cobra.Command{
@@ -92,24 +95,54 @@ func newRoot(a *app) *cobra.Command {
 	} {
 		root.AddCommand(newCommand(a))
 	}
+	root.InitDefaultHelpCmd()
 	advise(root)
+	for _, c := range root.Commands() {
+		if c.Name() == "help" { // cobra's: it takes the name of any command, and of what is none
+			c.Args = func(_ *cobra.Command, args []string) error {
+				of, rest, _ := root.Find(args)
+				return aCommand(of, rest)
+			}
+		}
+	}
 	return root
 }
 
-// advise gives the errors of cobra about arguments their hint. A command that only has commands shows
-// them, and no longer takes any word for a wish to see them.
+// advise completes the commands below c, and c. A command that only has commands shows them, and takes no
+// other word for a wish to see them, as cobra alone would; errors about arguments get their hint.
 func advise(c *cobra.Command) {
-	if !c.Runnable() {
-		c.Args, c.RunE = cobra.NoArgs, func(c *cobra.Command, _ []string) error { return c.Help() }
+	if c.HasSubCommands() {
+		c.Args = aCommand
+		if !c.Runnable() {
+			c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		}
 	}
 	if check := c.Args; check != nil {
 		c.Args = func(c *cobra.Command, args []string) error {
-			return fault.With(check(c, args), c.CommandPath()+" --help")
+			err := check(c, args)
+			if err != nil && !c.HasSubCommands() && cobra.NoArgs(c, args) != nil && check(c, nil) == nil {
+				err = fmt.Errorf("%s takes flags alone, not %q", c.CommandPath(), args[0])
+			}
+			return fault.With(err, c.CommandPath()+" --help")
 		}
 	}
 	for _, sub := range c.Commands() {
 		advise(sub)
 	}
+}
+
+// aCommand is the Args of a command that only has commands below it: what it is given is one that there
+// is not.
+func aCommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := c.CommandPath() + " --help"
+	c.SuggestionsMinimumDistance = 2 // letters that may be wrong
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = c.CommandPath() + " " + near[0]
+	}
+	return fault.With(fmt.Errorf("unknown command %q for %q", args[0], c.CommandPath()), hint)
 }
 
 // environ returns the value of key in env, "" when it is not set.

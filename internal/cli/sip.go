@@ -20,8 +20,6 @@ func newSipCommand(a *app) *cobra.Command {
 		Long: `macOS takes DYLD_INSERT_LIBRARIES away from protected programs: its own, those with a hardened
 runtime, and scripts whose first line leads through one (#!/usr/bin/env node). These commands find
 such programs and make copies of them that can be entered. They work on every system.`,
-		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }, // else an unknown command is none
 	}
 	c.PersistentFlags().StringVar(&o.Cache, "cache", "", "directory of the copies (default: stead/sip in the user's cache directory)")
 	// The environment of the command line is that of the program which the user would run.

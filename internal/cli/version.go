@@ -16,8 +16,12 @@ func newVersionCommand(a *app) *cobra.Command {
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintf(a.stdout, "stead %s %s/%s %s\n", Version, runtime.GOOS, runtime.GOARCH, runtime.Version())
+			_, err := fmt.Fprint(a.stdout, versionLine())
 			return err
 		},
 	}
+}
+
+func versionLine() string {
+	return fmt.Sprintf("stead %s %s/%s %s\n", Version, runtime.GOOS, runtime.GOARCH, runtime.Version())
 }

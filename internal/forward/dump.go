@@ -20,7 +20,7 @@ import (
 func Dump(ctx context.Context, o Options, ports []uint16, out io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	r := &run{o: o, ctx: ctx}
+	r := newRun(ctx, o)
 	d := &dump{out: out}
 	if err := r.join(d.connection); err != nil {
 		return err

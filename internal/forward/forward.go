@@ -48,6 +48,8 @@ type Remote struct {
 	To   string // HOST:PORT on the laptop
 }
 
+var errNoHost = errors.New("no host")
+
 // ParseLocal reads [BIND:]PORT:HOST:PORT; IPv6 addresses in brackets. Without BIND it listens on the
 // loopback.
 func ParseLocal(s string) (l Local, err error) {
@@ -67,8 +69,11 @@ func ParseLocal(s string) (l Local, err error) {
 	if err == nil {
 		l.Port, err = parsePort(parts[3], false)
 	}
-	if err != nil || parts[2] == "" {
-		return l, fault.With(fmt.Errorf("-L %s: %w", s, errors.Join(err)), hint)
+	if err == nil && parts[2] == "" {
+		err = errNoHost
+	}
+	if err != nil {
+		return l, fault.With(fmt.Errorf("-L %s: %w", s, err), hint)
 	}
 	l.Listen, l.Host = netip.AddrPortFrom(bind, port), parts[2]
 	return l, nil
@@ -88,8 +93,11 @@ func ParseRemote(s string) (r Remote, err error) {
 	if r.Port, err = parsePort(parts[0], false); err == nil {
 		to, err = parsePort(parts[2], false)
 	}
-	if err != nil || parts[1] == "" {
-		return r, fault.With(fmt.Errorf("-R %s: %w", s, errors.Join(err)), hint)
+	if err == nil && parts[1] == "" {
+		err = errNoHost
+	}
+	if err != nil {
+		return r, fault.With(fmt.Errorf("-R %s: %w", s, err), hint)
 	}
 	r.To = net.JoinHostPort(parts[1], strconv.Itoa(int(to)))
 	return r, nil
@@ -128,14 +136,19 @@ type run struct {
 	ctx   context.Context
 	work  sync.WaitGroup
 
-	mu sync.Mutex // of o.Log
+	mu   sync.Mutex // of o.Log, and of said
+	said map[string]bool
+}
+
+func newRun(ctx context.Context, o Options) *run {
+	return &run{o: o, ctx: ctx, said: make(map[string]bool)}
 }
 
 // Ports carries the given ports until ctx ends (nil) or the agent is lost for good.
 func Ports(ctx context.Context, o Options, locals []Local, remotes []Remote) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	r := &run{o: o, ctx: ctx}
+	r := newRun(ctx, o)
 	byPort := &table{to: make(map[uint64]Remote)}
 	if err := r.join(func(st tunnel.Stream, in wire.Incoming) { r.incoming(byPort, st, in) }); err != nil {
 		return err
@@ -170,7 +183,7 @@ func (r *run) join(incoming func(tunnel.Stream, wire.Incoming)) error {
 	r.pod = seats.New(seats.Config{
 		Target: r.o.Target, Hello: wire.Hello{Build: r.o.Build, Secret: r.o.Secret}, Wait: r.o.Follow, Incoming: incoming,
 		Event: func(e wire.Event) { r.say("%s", e.Text) }, Notice: func(s string) { r.say("%s", s) },
-		Trouble: func(err error) { r.say("%v", err) }, Moved: func() {},
+		Trouble: r.trouble, Moved: func() {},
 	})
 	if err := r.pod.Begin(r.ctx, r.o.Pod, r.o.Dial); err != nil {
 		r.pod.Close()
@@ -209,6 +222,21 @@ func (r *run) say(format string, a ...any) {
 	defer r.mu.Unlock()
 	fmt.Fprintf(r.o.Log, "stead: "+format+"\n", a...)
 }
+
+// trouble tells what is tried again and again, once.
+func (r *run) trouble(err error) {
+	r.mu.Lock()
+	told := r.said[err.Error()]
+	if !told && len(r.said) < maxSaid {
+		r.said[err.Error()] = true
+	}
+	r.mu.Unlock()
+	if !told {
+		r.say("%v", err)
+	}
+}
+
+const maxSaid = 1000
 
 // local opens one -L.
 func (r *run) local(l Local) error {

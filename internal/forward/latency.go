@@ -15,7 +15,7 @@ import (
 // time as well.
 func Latency(ctx context.Context, o Options, count int, to Local, out io.Writer) error {
 	began := time.Now()
-	r := &run{o: o, ctx: ctx}
+	r := newRun(ctx, o)
 	if err := r.join(nil); err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,11 +24,12 @@ import (
 // names looks up host names as the target would: its hosts file, then its nameservers with its
 // search domains.
 type names struct {
-	pod     *seats.Room
+	dial    func(context.Context, wire.Dial) (tunnel.Stream, wire.Reply, error) // from the pod
 	hosts   map[string][]netip.Addr
 	servers []netip.Addr
 	search  []string
 	ndots   int
+	at      atomic.Uint32 // of servers, which one is asked first
 }
 
 func newNames(ctx context.Context, p *seats.Room) (*names, error) {
@@ -40,7 +42,7 @@ func newNames(ctx context.Context, p *seats.Room) (*names, error) {
 		}
 		return string(b)
 	}
-	n := &names{pod: p, servers: p.Target().Nameservers, ndots: 1}
+	n := &names{dial: p.Dial, servers: p.Target().Nameservers, ndots: 1}
 	n.readHosts(read("/etc/hosts"))
 	n.readResolv(read("/etc/resolv.conf"))
 	return n, nil
@@ -98,7 +100,9 @@ func (n *names) lookup(ctx context.Context, host string) ([]netip.Addr, error) {
 	if len(n.servers) == 0 {
 		return nil, fault.With(fmt.Errorf("look up %s: the target has no nameserver", host), "give an address instead of a name")
 	}
-	r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) { return n.nameserver(ctx) }}
+	r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return n.nameserver(ctx, network)
+	}}
 	var last error
 	for _, name := range n.candidates(host) {
 		found, err := r.LookupNetIP(ctx, "ip", name)
@@ -135,18 +139,27 @@ func (n *names) candidates(host string) (out []string) {
 	return append(out, host+".")
 }
 
-// nameserver connects to the first nameserver of the target's that takes it, by UDP as resolvers do.
-func (n *names) nameserver(ctx context.Context) (net.Conn, error) {
+// nameserver connects to the first nameserver of the target's that takes it, by UDP, or by TCP where the
+// answer had no room in a datagram. One that did not answer is asked last from then on: that UDP takes it
+// says nothing.
+func (n *names) nameserver(ctx context.Context, network string) (net.Conn, error) {
+	if network != "tcp" {
+		network = "udp"
+	}
 	var err error
-	for _, a := range n.servers {
-		st, r, derr := n.pod.Dial(ctx, wire.Dial{Network: "udp", To: netip.AddrPortFrom(a, 53)})
+	first := n.at.Load()
+	for i := range uint32(len(n.servers)) {
+		a := n.servers[(first+i)%uint32(len(n.servers))]
+		st, r, derr := n.dial(ctx, wire.Dial{Network: network, To: netip.AddrPortFrom(a, 53)})
 		switch {
 		case derr != nil:
 			return nil, derr
 		case r.Errno != 0:
 			err = syscall.Errno(r.Errno)
+		case network == "tcp":
+			return st, nil
 		default:
-			return &datagrams{Stream: st}, nil
+			return &datagrams{Stream: st, silent: func() { n.at.CompareAndSwap(first, first+1) }}, nil
 		}
 	}
 	return nil, err
@@ -154,12 +167,18 @@ func (n *names) nameserver(ctx context.Context) (net.Conn, error) {
 
 // datagrams is a stream of kind dial, network udp, as a connection whose reads and writes are whole
 // datagrams. It is a net.PacketConn because that is how a resolver knows one.
-type datagrams struct{ tunnel.Stream }
+type datagrams struct {
+	tunnel.Stream
+	silent func() // called when no answer came
+}
 
 func (d *datagrams) Read(b []byte) (int, error) {
 	n, errno, err := wire.ReadDatagram(d.Stream, b)
 	if err == nil && errno != 0 {
 		err = os.NewSyscallError("read", syscall.Errno(errno))
+	}
+	if err != nil {
+		d.silent()
 	}
 	return n, err
 }

@@ -61,6 +61,25 @@ func Any(ipv6 bool) netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
+// Reach is the address at which a listener bound to local is reached from its own machine. only6 says
+// that a wildcard of IPv6's takes no IPv4 (IPV6_V6ONLY), or that it is not to be called by it.
+func Reach(local netip.AddrPort, only6 bool) netip.AddrPort {
+	a := local.Addr()
+	if a == netip.IPv6Unspecified() {
+		a = Loopback(only6) // IPv4's where it can be, for it has more addresses
+	}
+	if a = a.Unmap(); a == netip.IPv4Unspecified() {
+		a = Loopback(false)
+	}
+	return netip.AddrPortFrom(a, local.Port())
+}
+
+// V6Only says whether a socket takes no IPv4 (IPV6_V6ONLY); one of another family does not say so.
+func V6Only(fd int) bool {
+	v, err := unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+	return err == nil && v != 0
+}
+
 // Append encodes addr as struct sockaddr_in or sockaddr_in6 for a socket of the family.
 func Append(b []byte, family int, addr netip.AddrPort) []byte {
 	if family == unix.AF_INET {

@@ -23,6 +23,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -125,32 +126,46 @@ func answer(c net.Conn, secret []byte) error {
 type listener struct {
 	net.Listener
 	secret []byte
-	log    io.Writer
-	begin  sync.Once
+	refuse func(error)
 	in     chan net.Conn
-	end    chan struct{} // closed by Close
+	ctx    context.Context // ends with Close
+	stop   context.CancelFunc
 	over   chan struct{} // closed when the inner listener has ended
 	err    error         // of the inner listener; read after over
-	close  sync.Once
 	work   sync.WaitGroup
+
+	mu    sync.Mutex
+	begun bool // the door is served, from the first Accept on, or is not to be any more
 }
 
-// Listen gives the connections of l that know the secret. What is refused is told to log.
-func Listen(l net.Listener, secret []byte, log io.Writer) net.Listener {
-	return &listener{Listener: l, secret: secret, log: log,
-		in: make(chan net.Conn), end: make(chan struct{}), over: make(chan struct{})}
+// Listen gives the connections of l that know the secret. refused is told why another one was not let
+// in; it is called from several goroutines.
+func Listen(l net.Listener, secret []byte, refused func(error)) net.Listener {
+	k := &listener{Listener: l, secret: secret, refuse: refused, in: make(chan net.Conn), over: make(chan struct{})}
+	k.ctx, k.stop = context.WithCancel(context.Background())
+	return k
 }
 
 // Accept implements net.Listener.
 func (l *listener) Accept() (net.Conn, error) {
-	l.begin.Do(func() { l.work.Go(l.door) })
+	l.mu.Lock()
+	if !l.begun {
+		l.begun = true
+		l.work.Go(l.door)
+	}
+	l.mu.Unlock()
 	select {
 	case c := <-l.in:
 		return c, nil
 	case <-l.over:
 		return nil, l.err
+	case <-l.ctx.Done():
+		return nil, net.ErrClosed
 	}
 }
+
+// acceptPause is how long accepting rests when the process is out of descriptors or memory.
+const acceptPause = 10 * time.Millisecond
 
 // door serves until the inner listener ends.
 func (l *listener) door() {
@@ -159,13 +174,10 @@ func (l *listener) door() {
 	for {
 		c, err := l.Listener.Accept()
 		if err != nil {
-			select {
-			case <-l.end:
-			default:
-				if ne, ok := err.(net.Error); ok && ne.Temporary() { // out of descriptors for a moment
-					time.Sleep(10 * time.Millisecond)
-					continue
-				}
+			if l.ctx.Err() == nil && (errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
+				errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)) {
+				time.Sleep(acceptPause)
+				continue
 			}
 			l.err = err
 			return
@@ -178,22 +190,32 @@ func (l *listener) door() {
 		}
 		l.work.Go(func() {
 			defer func() { <-waiting }()
-			if err := answer(c, l.secret); err != nil {
-				fmt.Fprintln(l.log, "stead-agent: a connection was refused:", err)
+			stop := context.AfterFunc(l.ctx, func() { c.Close() })
+			err := answer(c, l.secret)
+			if !stop() {
+				return
+			}
+			if err != nil {
+				l.refuse(fmt.Errorf("connection from %s: %w", c.RemoteAddr(), err))
 				c.Close()
 				return
 			}
 			select {
 			case l.in <- c:
-			case <-l.end:
+			case <-l.ctx.Done():
 				c.Close()
 			}
 		})
 	}
 }
 
-// Close implements net.Listener.
+// Close implements net.Listener. Nobody is left at the door when it returns.
 func (l *listener) Close() error {
-	l.close.Do(func() { close(l.end) })
-	return l.Listener.Close()
+	l.stop()
+	err := l.Listener.Close()
+	l.mu.Lock()
+	l.begun = true
+	l.mu.Unlock()
+	l.work.Wait()
+	return err
 }

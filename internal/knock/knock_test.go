@@ -1,10 +1,13 @@
 package knock
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net"
+	"os"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -16,7 +19,7 @@ func house(t *testing.T) net.Listener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := Listen(inner, []byte("right"), io.Discard)
+	l := Listen(inner, []byte("right"), func(error) {})
 	t.Cleanup(func() { l.Close() })
 	return l
 }
@@ -86,6 +89,62 @@ func TestWhoDoesNotKnowTheSecretIsSentAway(t *testing.T) {
 	}
 }
 
+func TestTheDoorIsOpenAgainAfterAMomentWithoutMemory(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.ENOMEM, syscall.ENOBUFS, syscall.EMFILE, syscall.ENFILE} {
+		inner, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := Listen(&poor{inner, errno}, []byte("right"), func(error) {})
+		go func() {
+			if c, err := l.Accept(); err == nil {
+				t.Cleanup(func() { c.Close() })
+			} else {
+				inner.Close()
+			}
+		}()
+		if err := Knock(t.Context(), dial(t, l), []byte("right")); err != nil {
+			t.Errorf("%v: %v", errno, err)
+		}
+		l.Close()
+	}
+}
+
+// poor is a listener that once could not accept.
+type poor struct {
+	net.Listener
+	errno syscall.Errno
+}
+
+func (p *poor) Accept() (net.Conn, error) {
+	if e := p.errno; e != 0 {
+		p.errno = 0
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", e)}
+	}
+	return p.Listener.Accept()
+}
+
+func TestNobodyIsLeftAtADoorThatIsClosed(t *testing.T) {
+	l := house(t)
+	ended := make(chan error, 1)
+	go func() { _, err := l.Accept(); ended <- err }()
+	stranger := dial(t, l)
+	if _, err := io.ReadFull(stranger, make([]byte, len(magic)+nonceSize)); err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if err := <-ended; err == nil {
+		t.Error("somebody came in")
+	}
+	stranger.SetReadDeadline(time.Now().Add(timeout / 2))
+	if _, err := stranger.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("a stranger is left standing")
+	}
+	if _, err := l.Accept(); err == nil {
+		t.Error("somebody came in")
+	}
+}
+
 func TestAnImpostorLearnsNothingAndIsFoundOut(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -120,4 +179,30 @@ func TestKnockingEndsWithItsContext(t *testing.T) {
 	if err := Knock(ctx, us, []byte("right")); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
+}
+
+// said is a connection whose other side has said all that it will.
+type said struct {
+	net.Conn
+	io.Reader
+}
+
+func (s said) Read(p []byte) (int, error) { return s.Reader.Read(p) }
+func (said) Write(p []byte) (int, error)  { return len(p), nil }
+func (said) SetDeadline(time.Time) error  { return nil }
+
+// FuzzStranger is on either side of the door, and has never heard the secret.
+func FuzzStranger(f *testing.F) {
+	f.Add(magic[:])
+	f.Add(append(magic[:], make([]byte, nonceSize+macSize)...))
+	f.Add(append(append(magic[:], make([]byte, nonceSize)...), prove([]byte("wrong"), "agent", make([]byte, nonceSize), make([]byte, nonceSize))...))
+	f.Add(make([]byte, nonceSize+macSize))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if knock(said{Reader: bytes.NewReader(b)}, []byte("right")) == nil {
+			t.Errorf("%q is an agent", b)
+		}
+		if answer(said{Reader: bytes.NewReader(b)}, []byte("right")) == nil {
+			t.Errorf("%q came in", b)
+		}
+	})
 }

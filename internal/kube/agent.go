@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,11 +29,33 @@ const (
 	oursSelector   = managedBy + "=" + ours
 )
 
-// capabilities are those that an agent needs, each for one thing: to enter the target's network and
-// open its files; to look into its process; to bring its connections here; to listen to its
-// packets. The runtime's own default set is left as it is: a root without CAP_DAC_OVERRIDE could
-// not open the files of the target's users.
-var capabilities = []string{"SYS_ADMIN", "SYS_PTRACE", "NET_ADMIN", "NET_RAW"}
+// Capability is one that an agent has, and what it could not do without it.
+type Capability struct{ Name, Why string }
+
+// Capabilities are all that an agent has: what a runtime gives by default is dropped. The agent's own
+// tests run it with exactly these, so one that is taken away here fails there.
+var Capabilities = []Capability{
+	{"SYS_ADMIN", "enter the target's network and host name, load the program that steals"},
+	{"SYS_PTRACE", "open another user's /proc/PID/root, /proc/PID/ns and environment"},
+	{"NET_ADMIN", "bring the target's connections to the agent"},
+	{"NET_RAW", "listen to the target's packets, for a mirror"},
+	{"DAC_READ_SEARCH", "read the files that a target which is root may read (a root without it may not); it writes none"},
+	{"SETUID", "look files up as the target's user, so that nothing is read that the app may not read"},
+	{"SETGID", "the same with its groups"},
+	{"NET_BIND_SERVICE", "take a source port below 1024 in the pod, where the program has bound one"},
+}
+
+// capabilityNames are the names alone, in that order.
+func capabilityNames() (names []string) {
+	for _, c := range Capabilities {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
+// defaultSeccomp is the profile of an agent: the runtime's own, which knows the capabilities above and
+// lets them be used. Without a word of it Kubernetes gives none.
+const defaultSeccomp = "RuntimeDefault"
 
 // mark is what an agent stands beside.
 type mark struct {
@@ -45,10 +66,8 @@ type mark struct {
 
 func markOf(p *Pod, container string) mark {
 	m := mark{namespace: p.Meta.Namespace, pod: p.Meta.Name, uid: p.Meta.UID, container: container, node: p.Spec.NodeName}
-	for _, s := range p.Status.ContainerStatuses {
-		if s.Name == container {
-			_, m.id, _ = strings.Cut(s.ContainerID, "://")
-		}
+	if s := p.status(container); s != nil {
+		_, m.id, _ = strings.Cut(s.ContainerID, "://")
 	}
 	return m
 }
@@ -95,26 +114,33 @@ const lease = 40 * time.Second
 // the next.
 func leaseFor(o *Options) time.Duration { return max(lease, o.Resume+5*time.Second) + o.Linger }
 
-// removeAfter is how long the cluster keeps an agent that has ended.
-const removeAfter = 2
+// What asks service meshes to leave the agent's pod alone: their sidecar would hold its start up, and
+// would not end with it. Some look at a label, some at an annotation; Istio and Kuma at either.
+var (
+	noMeshLabels = map[string]string{"sidecar.istio.io/inject": "false", "kuma.io/sidecar-injection": "disabled"}
+	noMeshNotes  = map[string]string{
+		"sidecar.istio.io/inject": "false", "kuma.io/sidecar-injection": "disabled", "linkerd.io/inject": "disabled",
+		"consul.hashicorp.com/connect-inject": "false", "openservicemesh.io/sidecar-injection": "disabled",
+	}
+)
+
+// merged lays maps one over the other: the last that has a key counts.
+func merged(all ...map[string]string) map[string]string {
+	out := make(map[string]string)
+	for _, m := range all {
+		maps.Copy(out, m)
+	}
+	return out
+}
 
 // newJob is the Job that is an agent beside m. Its activeDeadlineSeconds is the lease: a session
 // moves it on (Client.renew), and without one the cluster ends the agent, or what never became one.
 func newJob(m mark, o *Options, name, secret string) *Job {
-	labels := map[string]string{managedBy: ours, "app.kubernetes.io/name": "stead-agent", labelAgent: name, labelTargetUID: m.uid}
-	if m.uid == "" {
-		delete(labels, labelTargetUID)
+	labels := merged(noMeshLabels, o.Labels, map[string]string{managedBy: ours, "app.kubernetes.io/name": "stead-agent", labelAgent: name})
+	if m.uid != "" {
+		labels[labelTargetUID] = m.uid
 	}
-	for k, v := range o.Labels {
-		if labels[k] == "" {
-			labels[k] = v
-		}
-	}
-	notes := maps.Clone(o.Annotations)
-	if notes == nil {
-		notes = make(map[string]string)
-	}
-	notes[noteTarget], notes[noteContainer], notes[noteProtocol] = m.String(), m.id, strconv.Itoa(knock.Protocol)
+	notes := merged(noMeshNotes, o.Annotations, map[string]string{noteTarget: m.String(), noteContainer: m.id, noteProtocol: strconv.Itoa(knock.Protocol)})
 	ns := o.Namespace
 	if ns == "" {
 		ns = m.namespace
@@ -125,7 +151,7 @@ func newJob(m mark, o *Options, name, secret string) *Job {
 		Spec: JobSpec{
 			BackoffLimit:            ptr(0),
 			ActiveDeadlineSeconds:   seconds(lease),
-			TTLSecondsAfterFinished: ptr(removeAfter),
+			TTLSecondsAfterFinished: ptr(int(*seconds(o.TTL))),
 			Template: PodPart{
 				Meta: Meta{Labels: labels, Annotations: notes},
 				Spec: PodSpec{
@@ -154,7 +180,7 @@ func newJob(m mark, o *Options, name, secret string) *Job {
 		p.Containers[0].SecurityContext = &SecurityContext{
 			RunAsUser: ptr(int64(65532)), RunAsGroup: ptr(int64(65532)), RunAsNonRoot: ptr(true),
 			AllowPrivilegeEscalation: ptr(false), ReadOnlyRootFilesystem: ptr(true),
-			Capabilities: &Capabilities{Drop: []string{"ALL"}}, SeccompProfile: &SeccompProfile{Type: "RuntimeDefault"},
+			Capabilities: &CapabilitySet{Drop: []string{"ALL"}}, SeccompProfile: &SeccompProfile{Type: o.SeccompProfile},
 		}
 	}
 	for _, s := range o.PullSecrets {
@@ -182,12 +208,13 @@ func agentIn(m mark, o *Options, name string, port int, secret string) Container
 		SecurityContext: &SecurityContext{
 			RunAsUser: ptr(int64(0)), RunAsGroup: ptr(int64(0)), RunAsNonRoot: ptr(false),
 			Privileged: ptr(false), ReadOnlyRootFilesystem: ptr(true),
-			Capabilities: &Capabilities{Add: slices.Clone(capabilities)},
+			Capabilities:   &CapabilitySet{Drop: []string{"ALL"}, Add: capabilityNames()},
+			SeccompProfile: &SeccompProfile{Type: o.SeccompProfile},
 		},
 		TerminationMessagePolicy: "FallbackToLogsOnError", // its last words, for whoever waits
 	}
-	if o.SeccompProfile != "" {
-		c.SecurityContext.SeccompProfile = &SeccompProfile{Type: o.SeccompProfile}
+	if o.LogLevel != "" { // else it is not said, so that an agent that does not know of it can be used
+		c.Args = append(c.Args, "--log-level", o.LogLevel)
 	}
 	if len(o.Resources.Requests)+len(o.Resources.Limits) > 0 {
 		c.Resources = &o.Resources

@@ -55,7 +55,7 @@ func Load(a Access) (*Client, error) {
 	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, over)
 	const hint = "kubectl config get-contexts lists what there is; choose with --kubeconfig FILE or --context NAME"
 	ns, _, err := loader.Namespace()
-	if err != nil {
+	if err != nil && !clientcmd.IsEmptyConfig(err) {
 		return nil, fault.With(fmt.Errorf("read kubeconfig: %w", err), hint)
 	}
 	config, err := loader.ClientConfig()

@@ -22,16 +22,17 @@ var sidecars = []string{
 // ChooseContainer says which container of the pod is meant, and why. It is a pure function of the
 // pod: the same pod gives the same answer.
 func ChooseContainer(p *Pod, asked string) (name, why string, err error) {
-	var names []string
-	for _, c := range p.Spec.Containers {
-		names = append(names, c.Name)
-	}
+	names := containerNames(p.Spec.Containers)
 	if asked != "" {
-		if slices.Contains(names, asked) {
+		native := containerNames(p.sidecars())
+		if slices.Contains(names, asked) || slices.Contains(native, asked) {
 			return asked, "as asked", nil
 		}
-		return "", "", fault.With(fmt.Errorf("pod %s has no container %s", p.Meta.Name, asked),
-			"its containers: "+strings.Join(names, ", "))
+		hint := "its containers: " + strings.Join(names, ", ")
+		if native != nil {
+			hint += "; its sidecars: " + strings.Join(native, ", ")
+		}
+		return "", "", fault.With(fmt.Errorf("pod %s has no container %s", p.Meta.Name, asked), hint)
 	}
 	if n := p.Meta.Annotations[defaultContainer]; n != "" && slices.Contains(names, n) {
 		return n, "by the annotation " + defaultContainer, nil
@@ -50,11 +51,19 @@ func ChooseContainer(p *Pod, asked string) (name, why string, err error) {
 	return names[0], "the first", nil
 }
 
+func containerNames(cs []Container) (names []string) {
+	for _, c := range cs {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
 // httpProbes gives the paths that the kubelet asks a pod for by plain HTTP, by port.
 func httpProbes(p *Pod) map[uint16][]string {
 	out := make(map[uint16][]string)
-	for i := range p.Spec.Containers {
-		c := &p.Spec.Containers[i]
+	containers := slices.Concat(p.Spec.Containers, p.sidecars())
+	for i := range containers {
+		c := &containers[i]
 		for _, probe := range []*Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
 			if probe == nil || probe.HTTPGet == nil || probe.HTTPGet.Host != "" || probe.HTTPGet.Scheme != "" && probe.HTTPGet.Scheme != "HTTP" {
 				continue
@@ -99,13 +108,10 @@ func usable(p *Pod, container string) error {
 	if p.Meta.DeletionTimestamp != nil {
 		return fault.With(fmt.Errorf("pod %s is being deleted", name), "wait until its successor is there: kubectl -n "+p.Meta.Namespace+" get pods")
 	}
-	var s *ContainerStatus
-	for i := range p.Status.ContainerStatuses {
-		if p.Status.ContainerStatuses[i].Name == container {
-			s = &p.Status.ContainerStatuses[i]
-		}
-	}
+	s := p.status(container)
 	switch {
+	case p.windows():
+		return fault.With(fmt.Errorf("pod %s is for Windows: an agent stands beside Linux containers alone", name), "choose a target on a Linux node: kubectl get pods -o wide")
 	case p.Status.Reason == "NodeLost" || p.Status.Phase == "Unknown":
 		return fault.With(fmt.Errorf("pod %s: its node %s is lost", name, p.Spec.NodeName), "kubectl describe node "+p.Spec.NodeName)
 	case s != nil && s.State.Running != nil:

@@ -1,14 +1,18 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/kube/image"
 )
 
 // Finding is one thing that was looked at: fine when Err is nil.
@@ -16,7 +20,7 @@ type Finding struct {
 	What string
 	Note string // what was found
 	Err  error  // with a hint
-	Soft bool   // stead works without it, less well
+	Soft bool   // stead works without it, less well; or it is not known
 }
 
 // Doctor looks at what a session would need of the cluster, in the order in which it would need it.
@@ -33,11 +37,8 @@ func (c *Client) Doctor(ctx context.Context, target *Spec, o Options) (out []Fin
 	if !add("cluster", c.Server+" "+v.GitVersion, err) {
 		return out
 	}
-	ns := o.Namespace
-	if ns == "" {
-		ns = c.Namespace
-	}
-	out = append(out, c.rights(ctx, ns, o.Mode)...)
+	ns := cmp.Or(o.Namespace, c.Namespace) // of the agent
+	out = append(out, c.rights(ctx, &Grant{User: "YOU", Namespace: c.Namespace, AgentNamespace: ns, Mode: o.Mode})...)
 	var p *Pod
 	m := mark{namespace: c.Namespace, pod: "doctor", container: "app", id: strings.Repeat("0", 64)}
 	if target != nil {
@@ -53,39 +54,46 @@ func (c *Client) Doctor(ctx context.Context, target *Spec, o Options) (out []Fin
 		}
 		add("target", note, err)
 	}
+	s := c.seeNodes(ctx, p)
+	out = append(out, judgeKernels(&s, &Grant{User: "YOU", Namespace: c.Namespace, AgentNamespace: ns, Mode: o.Mode, Nodes: true}))
 	if o.Image == "" {
 		add("agent's image", "", fault.With(errors.New("none is named"), "stead agent image --push REGISTRY/stead-agent:1, then export STEAD_AGENT_IMAGE=REGISTRY/stead-agent:1"))
 		o.Image = "stead.local/stead-agent"
 	} else {
-		out = append(out, c.image(ctx, p, o.Image))
-	}
-	if o.Mode == ModeEphemeral { // it would stay in the pod, so it cannot be tried
-		return out
+		out = append(out, judgeImage(&s, o.Image, o.PullPolicy, func() ([]string, error) {
+			ctx, cancel := context.WithTimeout(ctx, registryWithin)
+			defer cancel()
+			return image.Platforms(ctx, o.Image)
+		}))
 	}
 	return append(out, c.admission(ctx, m, &o, ns))
 }
 
-// rights asks for every verb of Rules.
-func (c *Client) rights(ctx context.Context, ns string, mode Mode) (out []Finding) {
+// registryWithin bounds the question to the image's registry.
+const registryWithin = 10 * time.Second
+
+// rights asks for every verb of the grant's rules, each in its namespace.
+func (c *Client) rights(ctx context.Context, g *Grant) (out []Finding) {
 	asked := 0
-	for _, r := range Rules {
-		if r.Mode != "" && r.Mode != mode {
-			continue
-		}
-		for _, verb := range r.Verbs {
-			ok, err := c.may(ctx, ns, verb, r.Group, r.Resource)
-			if err != nil {
-				return append(out, Finding{What: "rights", Err: err})
-			}
-			asked++
-			if !ok {
-				out = append(out, Finding{What: "right to " + verb + " " + r.Resource,
-					Err: fault.With(fmt.Errorf("missing in namespace %s (to %s)", ns, r.Why), "whoever may give rights there runs: stead rbac -n "+ns+" --user YOU | kubectl apply -f -")})
+	var where []string
+	for _, p := range g.places() {
+		where = append(where, p.namespace)
+		for _, r := range g.rules(p) {
+			for _, verb := range r.Verbs {
+				ok, err := c.may(ctx, p.namespace, verb, r.Group, r.Resource)
+				if err != nil {
+					return append(out, Finding{What: "rights", Err: err})
+				}
+				asked++
+				if !ok {
+					out = append(out, Finding{What: "right to " + verb + " " + r.Resource,
+						Err: fault.With(fmt.Errorf("missing in namespace %s (to %s)", p.namespace, r.Why), g.command())})
+				}
 			}
 		}
 	}
 	if len(out) == 0 {
-		out = append(out, Finding{What: "rights", Note: fmt.Sprintf("all %d in namespace %s", asked, ns)})
+		out = append(out, Finding{What: "rights", Note: fmt.Sprintf("all %d in namespace %s", asked, strings.Join(where, " and "))})
 	}
 	return out
 }
@@ -106,61 +114,65 @@ func (c *Client) may(ctx context.Context, ns, verb, group, resource string) (boo
 	return answer.Status.Allowed, err
 }
 
-// image looks whether the target's node has the image already.
-func (c *Client) image(ctx context.Context, p *Pod, image string) Finding {
-	f := Finding{What: "agent's image", Note: image}
-	if p == nil || p.Spec.NodeName == "" {
-		return f
-	}
-	var n struct {
-		Status struct {
-			Images []struct {
-				Names []string `json:"names"`
-			} `json:"images"`
-			NodeInfo struct {
-				KernelVersion string `json:"kernelVersion"`
-				Architecture  string `json:"architecture"`
-				Runtime       string `json:"containerRuntimeVersion"`
-			} `json:"nodeInfo"`
-		} `json:"status"`
-	}
-	if err := c.get(ctx, "/api/v1/nodes/"+p.Spec.NodeName, nil, &n); err != nil {
-		f.Note += " (you may not look whether node " + p.Spec.NodeName + " has it: it is pulled when it has not)"
-		return f
-	}
-	on := fmt.Sprintf("node %s (kernel %s, %s, %s)", p.Spec.NodeName, n.Status.NodeInfo.KernelVersion, n.Status.NodeInfo.Architecture, n.Status.NodeInfo.Runtime)
-	for _, i := range n.Status.Images {
-		for _, name := range i.Names {
-			if name == image || strings.TrimPrefix(name, "docker.io/library/") == image {
-				f.Note += " is on " + on
-				return f
-			}
-		}
-	}
-	f.Note += " is not yet on " + on + ": it is pulled with the first session"
-	return f
-}
-
-// admission asks the cluster whether it would take the agent's pod, without making it.
+// admission asks the cluster whether it would take the agent, without making it.
 func (c *Client) admission(ctx context.Context, m mark, o *Options, ns string) Finding {
+	if o.Mode == ModeEphemeral {
+		return c.admissionEphemeral(ctx, m, o)
+	}
 	j := newJob(m, o, "stead-doctor", "doctor")
 	j.Meta.OwnerReferences = nil
 	f := Finding{What: "the agent's pod", Note: "the cluster would take it in namespace " + ns}
-	dry := url.Values{"dryRun": {"All"}}
-	if err := c.request(ctx, http.MethodPost, "/apis/batch/v1/namespaces/"+ns+"/jobs", dry, "", j, nil); err != nil {
+	warnings, err := c.tryOut(ctx, http.MethodPost, lookupKind("job").path(ns), "", j)
+	if err != nil {
 		f.Note, f.Err = "", err
 		return f
 	}
 	// A Job is let in where its pod will not be: ask for that, too.
 	pod := &Pod{APIVersion: "v1", Kind: "Pod", Meta: j.Spec.Template.Meta, Spec: j.Spec.Template.Spec}
 	pod.Meta.Name = "stead-doctor"
-	err := c.request(ctx, http.MethodPost, "/api/v1/namespaces/"+ns+"/pods", dry, "", pod, nil)
+	_, err = c.tryOut(ctx, http.MethodPost, lookupKind("pod").path(ns), "", pod)
 	if s := (*StatusError)(nil); errors.As(err, &s) && forbidden.MatchString(s.Message) {
-		f.Note = "the cluster would take its Job; you may not ask about its pod (create pods), whose refusal the first session would tell"
-		return f
+		// A developer need not have that right. PodSecurity warns of the pod when the Job is asked for.
+		if i := slices.IndexFunc(warnings, func(w string) bool { return refusalHint(w) != "" }); i >= 0 {
+			err = refused(&StatusError{Code: http.StatusForbidden, Message: "its pod " + warnings[i]})
+		} else {
+			f.Soft, err = true, errors.New("the cluster would take its Job; whether it would take its pod too is not known: there is no right to create pods, nor need there be. The first session tells")
+		}
 	}
 	if err != nil {
 		f.Note, f.Err = "", err
 	}
 	return f
+}
+
+// admissionEphemeral asks for an ephemeral container.
+func (c *Client) admissionEphemeral(ctx context.Context, m mark, o *Options) Finding {
+	f := Finding{What: "the agent's container", Note: "the cluster would take it in pod " + m.pod}
+	err := error(fault.With(errors.New("not known without a target: it is a part of the target's pod"), "stead doctor --agent ephemeral --target TARGET"))
+	if f.Soft = m.uid == ""; !f.Soft {
+		_, patch := ephemeral(m, o)
+		_, err = c.tryOut(ctx, http.MethodPatch, lookupKind("pod").path(m.namespace)+"/"+m.pod+"/ephemeralcontainers", strategicPatch, patch)
+	}
+	if err != nil {
+		f.Note, f.Err = "", err
+	}
+	return f
+}
+
+// tryOut sends a request that changes nothing, and gives the API server's warnings.
+func (c *Client) tryOut(ctx context.Context, method, path, contentType string, body any) (warnings []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	r, err := c.send(ctx, method, path, url.Values{"dryRun": {"All"}}, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	r.Body.Close()
+	for _, w := range r.Header.Values("Warning") { // 299 - "TEXT"
+		if _, text, ok := strings.Cut(w, ` "`); ok {
+			w = strings.ReplaceAll(strings.TrimSuffix(text, `"`), `\"`, `"`)
+		}
+		warnings = append(warnings, w)
+	}
+	return warnings, nil
 }

@@ -5,7 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
-	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -16,7 +16,7 @@ import (
 )
 
 // An agent as an ephemeral container of the target's pod. It starts quicker than a Job, and works
-// where hostPID is refused and the four capabilities are not. But the cluster cannot take it away:
+// where hostPID is refused and the capabilities are not. But the cluster cannot take it away:
 // when it has ended its entry stays in the pod's specification for as long as the pod lives, it has
 // no lease but its own clock, and its port is one of the pod's own loopback.
 
@@ -29,22 +29,25 @@ const (
 	ephemeralPortCount = 10000
 )
 
-// startEphemeral adds the agent to the target's pod.
-func (c *Client) startEphemeral(ctx context.Context, m mark, o *Options) (*Agent, net.Conn, error) {
+const strategicPatch = "application/strategic-merge-patch+json"
+
+// ephemeral is the patch that adds an agent to the target's pod, and the name of its container.
+func ephemeral(m mark, o *Options) (name string, patch any) {
 	tail := make([]byte, 4)
 	rand.Read(tail)
-	n, err := rand.Int(rand.Reader, big.NewInt(ephemeralPortCount))
-	if err != nil {
-		return nil, nil, err
-	}
-	name := ephemeralName + hex.EncodeToString(tail)
-	a := agentIn(m, o, name, ephemeralPortFirst+int(n.Int64()), newSecret())
+	name = ephemeralName + hex.EncodeToString(tail)
+	a := agentIn(m, o, name, ephemeralPortFirst+mathrand.IntN(ephemeralPortCount), newSecret())
 	a.TargetContainerName = m.container
 	a.Resources = nil // it may have none
 	a.Env = append(a.Env, EnvVar{Name: noteSpeaks, Value: strconv.Itoa(knock.Protocol)})
+	return name, map[string]any{"spec": map[string]any{"ephemeralContainers": []Container{a}}}
+}
+
+// startEphemeral adds the agent to the target's pod.
+func (c *Client) startEphemeral(ctx context.Context, m mark, o *Options) (*Agent, net.Conn, error) {
+	name, patch := ephemeral(m, o)
 	path := lookupKind("pod").path(m.namespace) + "/" + m.pod
-	patch := map[string]any{"spec": map[string]any{"ephemeralContainers": []Container{a}}}
-	if err := c.request(ctx, http.MethodPatch, path+"/ephemeralcontainers", nil, "application/strategic-merge-patch+json", patch, nil); err != nil {
+	if err := c.request(ctx, http.MethodPatch, path+"/ephemeralcontainers", nil, strategicPatch, patch, nil); err != nil {
 		return nil, nil, fmt.Errorf("start an agent in pod %s/%s: %w", m.namespace, m.pod, err)
 	}
 	return c.await(ctx, m, o, &start{

@@ -271,8 +271,7 @@ func (r *follower) hopeful(pods []Pod) bool {
 	for i := range pods {
 		p := &pods[i]
 		name, _, _ := ChooseContainer(p, r.container)
-		over := p.Status.Phase == "Succeeded" || p.Status.Phase == "Failed" || p.Meta.DeletionTimestamp != nil
-		if !over && (p.Spec.RestartPolicy != "Never" || !r.dead[markOf(p, name).id]) {
+		if !p.over() && p.Meta.DeletionTimestamp == nil && (p.Spec.RestartPolicy != "Never" || !r.dead[markOf(p, name).id]) {
 			return true
 		}
 	}

@@ -27,7 +27,7 @@ import (
 //
 // There are two ways. One is the kubelet's own WebSocket protocol, which the API server passes on
 // untouched: binary messages whose first byte is the channel, 0 for data and 1 for the error, each
-// channel begun by the port's number. The other is SPDY (forward_spdy.go). Measured with containerd
+// channel begun by the port's number. The other is SPDY (package spdy). Measured with containerd
 // on 2 CPUs, the first takes 600 us for 1 KiB there and back and carries 75 MiB/s up, the second 770
 // us and 140 MiB/s (the runtime spends its time in taking WebSocket messages apart): so the one is
 // for small traffic, the other for bulk, and each stands in where the other cannot be had, behind a

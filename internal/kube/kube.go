@@ -30,16 +30,18 @@ type Options struct {
 	Image          string            // of the agent; required to start one
 	Mode           Mode              // ModeJob or ModeEphemeral
 	Namespace      string            // of the agent's Job; "" for the target's
-	Labels         map[string]string // further labels of the Job and its pod
-	Annotations    map[string]string
-	Tolerations    []Toleration // nil: everything is tolerated, for the agent must run where the target does
+	Labels         map[string]string // further labels of the Job and its pod; they win over noMeshLabels
+	Annotations    map[string]string // the same, and noMeshNotes
+	Tolerations    []Toleration      // nil: everything is tolerated, for the agent must run where the target does
 	NodeSelector   map[string]string
 	Resources      Resources
 	PriorityClass  string
 	ServiceAccount string
 	PullPolicy     string // "" for IfNotPresent
 	PullSecrets    []string
-	SeccompProfile string        // "" leaves it to the cluster; Unconfined, RuntimeDefault
+	SeccompProfile string        // RuntimeDefault or Unconfined; default RuntimeDefault
+	LogLevel       string        // of the agent: error, info, debug; "" for its own default, info
+	TTL            time.Duration // how long the cluster keeps an agent's Job that has ended; default 2 s
 	Linger         time.Duration // how long an agent waits for a next session; default 5 s
 	Resume         time.Duration // how long a session may be away; default 40 s
 	StartupTimeout time.Duration // default 60 s
@@ -60,6 +62,7 @@ const (
 )
 
 const (
+	defaultTTL     = 2 * time.Second
 	defaultLinger  = 5 * time.Second
 	defaultResume  = 40 * time.Second
 	defaultStartup = 60 * time.Second
@@ -71,6 +74,7 @@ func (o Options) withDefaults() Options {
 			*d = v
 		}
 	}
+	def(&o.TTL, defaultTTL)
 	def(&o.Linger, defaultLinger)
 	def(&o.Resume, defaultResume)
 	def(&o.StartupTimeout, defaultStartup)
@@ -79,6 +83,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.PullPolicy == "" {
 		o.PullPolicy = "IfNotPresent"
+	}
+	if o.SeccompProfile == "" {
+		o.SeccompProfile = defaultSeccomp
 	}
 	if o.Notice == nil {
 		o.Notice = func(string) {}
@@ -93,6 +100,7 @@ type Target struct {
 	Pod       string
 	Container string
 	Probes    map[uint16][]string // paths that the kubelet asks it for, by port
+	Node      string              // whose network the pod has, "" for one of its own
 	Close     func()
 
 	// Follow follows the target's pods until ctx ends; nil where there is that one alone. It takes a seat

@@ -191,6 +191,13 @@ func TestRefusalsAreExplained(t *testing.T) {
 		{`pods "x" is forbidden: violates PodSecurity "baseline:latest": host namespaces (hostPID=true)`, "--agent-namespace"},
 		{`deployments.apps "orders" is forbidden: User "eve" cannot get resource "deployments" in API group "apps" in the namespace "shop"`, "stead rbac -n shop --user eve"},
 		{`jobs.batch is forbidden: User "system:serviceaccount:ci:bot" cannot create resource "jobs" in API group "batch" in the namespace "shop"`, "--user system:serviceaccount:ci:bot"},
+		{`rollouts.argoproj.io "web" is forbidden: User "eve" cannot get resource "rollouts" in API group "argoproj.io" in the namespace "shop"`,
+			"kubectl -n shop create role stead-get-rollouts --verb=get --resource=rollouts.argoproj.io && kubectl -n shop create rolebinding stead-get-rollouts --role=stead-get-rollouts --user=eve"},
+		{`rollouts.argoproj.io "web" is forbidden: User "system:serviceaccount:ci:bot" cannot get resource "rollouts/scale" in API group "argoproj.io" in the namespace "shop"`,
+			"create role stead-get-rollouts-scale --verb=get --resource=rollouts.argoproj.io/scale && kubectl -n shop create rolebinding stead-get-rollouts-scale --role=stead-get-rollouts-scale --serviceaccount=ci:bot"},
+		{`replicationcontrollers "old" is forbidden: User "eve" cannot get resource "replicationcontrollers" in API group "" in the namespace "shop"`, "stead rbac -n shop --user eve"},
+		{`pods "x" is forbidden: User "eve" cannot patch resource "pods/ephemeralcontainers" in API group "" in the namespace "shop"`, "stead rbac -n shop --agent ephemeral --user eve"},
+		{`pods is forbidden: User "eve" cannot list resource "pods" in API group "" at the cluster scope`, "kubectl create clusterrole stead-list-pods --verb=list --resource=pods && kubectl create clusterrolebinding stead-list-pods --clusterrole=stead-list-pods --user=eve"},
 		{`admission webhook "no.example" denied the request: not here`, "webhook"},
 	} {
 		err := refused(&StatusError{Code: 403, Message: c.message})

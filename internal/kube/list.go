@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -39,9 +39,9 @@ func Kinds() (names []string) {
 	return names
 }
 
-// List gives what can be a target in a namespace, in all for "". Of kinds that the user may not
-// list, denied says so.
-func (c *Client) List(ctx context.Context, namespace string, types []string) (out []Listed, denied []error, err error) {
+// List gives what can be a target in a namespace, in all for "", and who uses it, asked also of the
+// agents in agentNamespace where that is not "". Of what the user may not list, denied says so.
+func (c *Client) List(ctx context.Context, namespace, agentNamespace string, types []string) (out []Listed, denied []error, err error) {
 	var want []*kindRow
 	for _, t := range types {
 		k := lookupKind(strings.ToLower(t))
@@ -58,7 +58,18 @@ func (c *Client) List(ctx context.Context, namespace string, types []string) (ou
 	if err != nil {
 		denied = append(denied, err)
 	}
-	users := c.users(ctx, pods)
+	var agents []Agent
+	for i := range pods {
+		agents = append(agents, agentsIn(&pods[i])...)
+	}
+	if namespace != "" && agentNamespace != "" && agentNamespace != namespace {
+		elsewhere, err := c.jobAgents(ctx, agentNamespace)
+		if err != nil {
+			denied = append(denied, err)
+		}
+		agents = append(agents, elsewhere...)
+	}
+	users := c.users(ctx, agents)
 	// add makes a row of the pods that match.
 	add := func(k *kindRow, m *Meta, match func(p *Pod) bool) {
 		l := Listed{Target: k.names[0] + "/" + m.Name, Namespace: m.Namespace}
@@ -67,14 +78,15 @@ func (c *Client) List(ctx context.Context, namespace string, types []string) (ou
 			if p.Meta.Namespace != m.Namespace || p.Meta.Labels[managedBy] == ours || !match(p) {
 				continue
 			}
+			if k.how == bySelector && k.resource != "jobs" && p.over() { // an evicted pod is no replica
+				continue
+			}
 			l.Pods = append(l.Pods, p.Meta.Name)
 			if has(p.Status.Conditions, "Ready") != nil {
 				l.Ready++
 			}
 			if l.Containers == nil {
-				for _, c := range p.Spec.Containers {
-					l.Containers = append(l.Containers, c.Name)
-				}
+				l.Containers = append(containerNames(p.Spec.Containers), containerNames(p.sidecars())...)
 				l.Default, _, _ = ChooseContainer(p, "")
 			}
 			for _, u := range users[p.Meta.UID] {
@@ -174,28 +186,27 @@ func (s *Selector) matches(labels map[string]string) bool {
 // askTime bounds one question to one agent.
 const askTime = 5 * time.Second
 
-// users asks the agents among the pods who uses them, and gives the answers by the targets' UIDs.
-func (c *Client) users(ctx context.Context, pods []Pod) map[string][]string {
+// users asks agents who uses them, and gives the answers by the targets' UIDs.
+func (c *Client) users(ctx context.Context, agents []Agent) map[string][]string {
 	var mu sync.Mutex
 	var work sync.WaitGroup
 	out := make(map[string][]string)
-	for i := range pods {
-		for _, a := range agentsIn(&pods[i]) {
-			if a.over {
-				continue
-			}
-			work.Go(func() {
-				st, err := c.Status(ctx, &a)
-				mu.Lock()
-				defer mu.Unlock()
-				if err != nil {
-					out[a.TargetUID] = append(out[a.TargetUID], "?")
-				}
-				for _, s := range st.Sessions {
-					out[a.TargetUID] = append(out[a.TargetUID], s.Holder)
-				}
-			})
+	for i := range agents {
+		a := &agents[i]
+		if a.over {
+			continue
 		}
+		work.Go(func() {
+			st, err := c.Status(ctx, a)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				out[a.TargetUID] = append(out[a.TargetUID], "?")
+			}
+			for _, s := range st.Sessions {
+				out[a.TargetUID] = append(out[a.TargetUID], s.Holder)
+			}
+		})
 	}
 	work.Wait()
 	for _, l := range out {
@@ -224,40 +235,87 @@ func (c *Client) Status(ctx context.Context, a *Agent) (st wire.Status, err erro
 	return st, err
 }
 
-// Clean removes the agents of a namespace (of all for ""): those that nobody uses, every one where
-// all is set. It gives the names of those that it removed.
-func (c *Client) Clean(ctx context.Context, namespace string, all bool) (removed []string, err error) {
+// Cleaned is what Clean has done, by NAMESPACE/JOB.
+type Cleaned struct {
+	Removed []string
+	Kept    []string // each with the reason
+}
+
+// Clean removes the agents of a namespace (of all for ""): those of which it is known that nobody uses
+// them, every one where all is set.
+func (c *Client) Clean(ctx context.Context, namespace string, all bool) (out Cleaned, err error) {
+	// The Jobs first: one that is made meanwhile is somebody's.
+	jobs, err := list[Job](ctx, c, lookupKind("job").path(namespace), url.Values{"labelSelector": {oursSelector}})
+	if err != nil {
+		return out, err
+	}
 	agents, err := c.jobAgents(ctx, namespace)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
-	jobs, err := list[Job](ctx, c, lookupKind("job").path(namespace), map[string][]string{"labelSelector": {oursSelector}})
-	if err != nil {
-		return nil, err
-	}
-	busy := make(map[string]bool)
+	used := make(map[string]usage)
 	if !all {
-		for i := range agents {
-			if a := &agents[i]; !a.over {
-				if st, err := c.Status(ctx, a); err == nil && len(st.Sessions) > 0 {
-					busy[a.Namespace+"/"+a.Job] = true
-				}
-			}
-		}
+		used = c.usage(ctx, agents)
 	}
 	var errs []error
 	slices.SortFunc(jobs, func(a, b Job) int { return cmp.Compare(a.Meta.Namespace+a.Meta.Name, b.Meta.Namespace+b.Meta.Name) })
-	for _, j := range jobs {
+	for i := range jobs {
+		j := &jobs[i]
 		name := j.Meta.Namespace + "/" + j.Meta.Name
-		if busy[name] || j.Meta.DeletionTimestamp != nil {
+		if why := keep(j, used[name]); why != "" && !all {
+			out.Kept = append(out.Kept, name+": "+why)
 			continue
 		}
-		if err := c.request(ctx, http.MethodDelete, "/apis/batch/v1/namespaces/"+j.Meta.Namespace+"/jobs/"+j.Meta.Name,
-			map[string][]string{"propagationPolicy": {"Background"}}, "", nil, nil); err != nil && !isStatus(err, http.StatusNotFound) {
+		if j.Meta.DeletionTimestamp != nil {
+			continue
+		}
+		if err := c.remove(ctx, lookupKind("job").path(j.Meta.Namespace)+"/"+j.Meta.Name); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		removed = append(removed, name)
+		out.Removed = append(out.Removed, name)
 	}
-	return removed, errors.Join(errs...)
+	return out, errors.Join(errs...)
+}
+
+// usage is what is known of who uses an agent.
+type usage struct {
+	there    bool // it has a pod that goes on
+	sessions int
+	err      error // it did not say
+}
+
+// usage asks all agents at once, and gives their answers by NAMESPACE/JOB.
+func (c *Client) usage(ctx context.Context, agents []Agent) map[string]usage {
+	var mu sync.Mutex
+	var work sync.WaitGroup
+	out := make(map[string]usage)
+	for i := range agents {
+		if a := &agents[i]; !a.over {
+			work.Go(func() {
+				st, err := c.Status(ctx, a)
+				mu.Lock()
+				out[a.Namespace+"/"+a.Job] = usage{there: true, sessions: len(st.Sessions), err: err}
+				mu.Unlock()
+			})
+		}
+	}
+	work.Wait()
+	return out
+}
+
+// keep says why an agent's Job is not to be removed, "" where nobody needs it. What does not answer may
+// be in use, and what has no pod yet is about to be.
+func keep(j *Job, u usage) string {
+	switch {
+	case j.over():
+		return ""
+	case !u.there:
+		return "it is being started"
+	case u.err != nil:
+		return fmt.Sprintf("it does not say who uses it: %v", u.err)
+	case u.sessions > 0:
+		return "it is in use"
+	}
+	return ""
 }

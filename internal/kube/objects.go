@@ -42,6 +42,8 @@ type Pod struct {
 type PodSpec struct {
 	NodeName                      string            `json:"nodeName,omitempty"`
 	HostPID                       bool              `json:"hostPID,omitempty"`
+	HostNetwork                   bool              `json:"hostNetwork,omitempty"`
+	OS                            *PodOS            `json:"os,omitempty"`
 	RestartPolicy                 string            `json:"restartPolicy,omitempty"`
 	ServiceAccountName            string            `json:"serviceAccountName,omitempty"`
 	AutomountServiceAccountToken  *bool             `json:"automountServiceAccountToken,omitempty"`
@@ -55,6 +57,11 @@ type PodSpec struct {
 	EphemeralContainers           []Container       `json:"ephemeralContainers,omitempty"`
 	NodeSelector                  map[string]string `json:"nodeSelector,omitempty"`
 	ReadinessGates                []ReadinessGate   `json:"readinessGates,omitempty"`
+}
+
+// PodOS names the system that a pod's containers are for.
+type PodOS struct {
+	Name string `json:"name"`
 }
 
 // ReadinessGate is a condition that somebody else sets.
@@ -134,12 +141,12 @@ type SecurityContext struct {
 	RunAsUser                *int64          `json:"runAsUser,omitempty"`
 	RunAsGroup               *int64          `json:"runAsGroup,omitempty"`
 	RunAsNonRoot             *bool           `json:"runAsNonRoot,omitempty"`
-	Capabilities             *Capabilities   `json:"capabilities,omitempty"`
+	Capabilities             *CapabilitySet  `json:"capabilities,omitempty"`
 	SeccompProfile           *SeccompProfile `json:"seccompProfile,omitempty"`
 }
 
-// Capabilities are added to and dropped from the runtime's own choice.
-type Capabilities struct {
+// CapabilitySet is added to and dropped from the runtime's own choice.
+type CapabilitySet struct {
 	Add  []string `json:"add,omitempty"`
 	Drop []string `json:"drop,omitempty"`
 }
@@ -281,6 +288,36 @@ func has(cs []Condition, kind string) *Condition {
 	for i := range cs {
 		if cs[i].Type == kind && cs[i].Status == "True" {
 			return &cs[i]
+		}
+	}
+	return nil
+}
+
+// over says that the pod has run, or was evicted: it stays in the list, and is of no use.
+func (p *Pod) over() bool { return p.Status.Phase == "Succeeded" || p.Status.Phase == "Failed" }
+
+// windows says that the pod's containers are for Windows.
+func (p *Pod) windows() bool {
+	return p.Spec.OS != nil && p.Spec.OS.Name == "windows" || p.Spec.NodeSelector["kubernetes.io/os"] == "windows"
+}
+
+// sidecars are the native ones: init containers that go on.
+func (p *Pod) sidecars() (out []Container) {
+	for _, c := range p.Spec.InitContainers {
+		if c.RestartPolicy == "Always" {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// status is what the kubelet says of a container, a native sidecar too; nil for nothing.
+func (p *Pod) status(container string) *ContainerStatus {
+	for _, all := range [][]ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses} {
+		for i := range all {
+			if all[i].Name == container {
+				return &all[i]
+			}
 		}
 	}
 	return nil

@@ -48,7 +48,10 @@ func (c *Client) Open(ctx context.Context, s Spec, o Options) (*Target, error) {
 		return nil, err
 	}
 	t := &Target{Dial: st.dial, Pod: m.pod, Container: m.container, Probes: httpProbes(p), Close: st.close}
-	if n := len(f.Pods); n > 1 && o.Replica == "" {
+	if p.Spec.HostNetwork {
+		t.Node = m.node
+	}
+	if n := living(f.Pods); n > 1 && o.Replica == "" {
 		o.Notice(fmt.Sprintf("%s has %d pods: in the stead of %s (--replica POD)", s, n, m.pod))
 	}
 	r := &follower{c: c, o: o, namespace: m.namespace, container: s.Container, query: f.query, comes: comesAgain(s, p)}
@@ -59,12 +62,22 @@ func (c *Client) Open(ctx context.Context, s Spec, o Options) (*Target, error) {
 	}
 	t.Follow = func(ctx context.Context, all bool, first Seat, join Join, ready func()) error {
 		r.all, r.join = all && o.Replica == "", join
-		if r.all && len(pods) > 1 {
+		if r.all && living(pods) > 1 {
 			o.Notice("incoming traffic is that of all of them (--replica one)")
 		}
 		return r.run(ctx, first, m, pods, known, ready)
 	}
 	return t, nil
+}
+
+// living counts pods without those that have ended and are still listed: evicted ones, say.
+func living(pods []Pod) (n int) {
+	for i := range pods {
+		if !pods[i].over() {
+			n++
+		}
+	}
+	return n
 }
 
 // OpenTargetless stands an agent in the namespace that is beside nobody: for names and outgoing

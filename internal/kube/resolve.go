@@ -152,8 +152,12 @@ func (c *Client) selector(ctx context.Context, k *kindRow, ns string, s Spec, w 
 		return text, nil
 	}
 	var scale Workload
-	if serr := c.get(ctx, k.path(ns)+"/"+url.PathEscape(s.Name)+"/scale", nil, &scale); serr == nil && scale.Status.Selector != "" {
+	serr := c.get(ctx, k.path(ns)+"/"+url.PathEscape(s.Name)+"/scale", nil, &scale)
+	if serr == nil && scale.Status.Selector != "" {
 		return scale.Status.Selector, nil
+	}
+	if isStatus(serr, http.StatusForbidden) {
+		return "", fmt.Errorf("target %s: %w", s, serr)
 	}
 	return "", fault.With(fmt.Errorf("target %s: %w", s, err), "name a workload that has a selector, or the pod itself: --target pod/NAME")
 }

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -90,7 +91,8 @@ const maxGenerations = 20
 
 // startJob makes a Job, or joins one that somebody else is making.
 func (c *Client) startJob(ctx context.Context, m mark, o *Options) (*Agent, net.Conn, error) {
-	for nth := range maxGenerations {
+	cleared := false
+	for nth := 0; nth < maxGenerations; nth++ {
 		j := newJob(m, o, m.agentName(o, nth), newSecret())
 		path := "/apis/batch/v1/namespaces/" + j.Meta.Namespace + "/jobs"
 		var made Job
@@ -99,6 +101,10 @@ func (c *Client) startJob(ctx context.Context, m mark, o *Options) (*Agent, net.
 			var there Job
 			err = c.get(ctx, path+"/"+j.Meta.Name, nil, &there)
 			if isStatus(err, http.StatusNotFound) || err == nil && (there.over() || there.Meta.Labels[labelTargetUID] != m.uid) {
+				if nth == maxGenerations-1 && !cleared { // they are kept for long (Options.TTL)
+					c.clear(ctx, m, o)
+					nth, cleared = -1, true
+				}
 				continue
 			}
 			if err != nil {
@@ -125,6 +131,17 @@ func (c *Client) startJob(ctx context.Context, m mark, o *Options) (*Agent, net.
 	return nil, nil, fault.With(fmt.Errorf("%d agents beside %s have ended and were not removed", maxGenerations, m), "stead agents clean")
 }
 
+// clear removes the Jobs of agents beside m that have ended.
+func (c *Client) clear(ctx context.Context, m mark, o *Options) {
+	path := "/apis/batch/v1/namespaces/" + cmp.Or(o.Namespace, m.namespace) + "/jobs/"
+	for nth := range maxGenerations {
+		var there Job
+		if name := m.agentName(o, nth); c.get(ctx, path+name, nil, &there) == nil && there.over() {
+			_ = c.remove(ctx, path+name)
+		}
+	}
+}
+
 const removeWithin = 5 * time.Second
 
 func (j *Job) over() bool {
@@ -139,7 +156,9 @@ const (
 	knockAgain     = 20 * time.Millisecond
 	knockAgainMost = 300 * time.Millisecond
 	eventsAfter    = 500 * time.Millisecond
-	nodeEvery      = 5 // times eventsAfter
+	nodeEvery      = 5               // times eventsAfter
+	tellAfter      = 5 * time.Second // what an agent that does not yet answer waits for
+	tellEvery      = 10 * time.Second
 )
 
 // start is an agent that is about to be: which pods to look at, and how.
@@ -209,6 +228,7 @@ func (c *Client) await(ctx context.Context, m mark, o *Options, st *start) (*Age
 	}
 	events := time.NewTimer(eventsAfter)
 	defer events.Stop()
+	began, told := time.Now(), tellAfter
 	for looked := 1; ; {
 		select {
 		case e := <-pods:
@@ -252,6 +272,10 @@ func (c *Client) await(ctx context.Context, m mark, o *Options, st *start) (*Age
 					return nil, nil, fmt.Errorf("agent beside %s: %w", m, err)
 				}
 			}
+			if waited := time.Since(began); a != nil && waited >= told {
+				told = waited + tellEvery
+				o.Notice(fmt.Sprintf("%s (%d s)", c.progress(tctx, a), int(waited.Seconds())))
+			}
 			events.Reset(eventsAfter)
 		case <-tctx.Done():
 			if ctx.Err() != nil {
@@ -276,6 +300,33 @@ func (c *Client) follow(ctx context.Context, ns string, query url.Values, out ch
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// progress asks what an agent is waiting for that does not yet answer.
+func (c *Client) progress(ctx context.Context, a *Agent) string {
+	events, _ := list[Event](ctx, c, "/api/v1/namespaces/"+a.Namespace+"/events", url.Values{"fieldSelector": {"involvedObject.name=" + a.Pod}})
+	return waitsFor(a, events)
+}
+
+// waitsFor says it from the events of the agent's pod. The kubelet tells that it pulls an image when it
+// begins, and nothing more until it has it or gives up, after minutes where a registry is silent.
+func waitsFor(a *Agent, events []Event) string {
+	pulling := false
+	for _, e := range events { // those of one image, in whatever order they are listed
+		if !strings.Contains(e.Message, `"`+a.Image+`"`) {
+			continue
+		}
+		switch e.Reason {
+		case "Pulling":
+			pulling = true
+		case "Pulled", "Failed", "BackOff":
+			return "still waiting for the agent on node " + a.Node + ": " + a.State
+		}
+	}
+	if pulling {
+		return "still pulling image " + a.Image + " on node " + a.Node
+	}
+	return "still waiting for the agent on node " + a.Node + ": " + a.State
 }
 
 func (c *Client) tooLate(st *start, m mark, a *Agent, last, cause error) error {
@@ -362,11 +413,7 @@ func (c *Client) nodeLost(ctx context.Context, m mark, node string) error {
 	lost := func(why string) error {
 		return fault.With(fmt.Errorf("node %s is lost: %s", node, why), "kubectl describe node "+node+"; choose a replica on another node with --replica POD")
 	}
-	var n struct {
-		Status struct {
-			Conditions []Condition `json:"conditions"`
-		} `json:"status"`
-	}
+	var n Node
 	err := c.get(ctx, "/api/v1/nodes/"+node, nil, &n)
 	switch {
 	case isStatus(err, http.StatusNotFound):

@@ -11,15 +11,16 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/fault"
 )
 
 // guardMain is the guard: descriptors are its socket to the session and the program's configuration.
-func guardMain(args []string) int {
+func guardMain(args []string) (code int, err error) {
 	session := os.Getppid()
 	fds, err := descriptors(args, 2)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "stead:", err)
-		return 125
+		return fault.ExitOurs, err
 	}
 	ctl := fds[0]
 	end := &guardEnd{fd: ctl}
@@ -39,7 +40,7 @@ func guardMain(args []string) int {
 	go launch(end, fds[1], started)
 	pid := <-started
 	if pid == 0 {
-		return 125
+		return fault.ExitOurs, nil
 	}
 	// The only way that the session's end of the socket closes is its end.
 	gone := make(chan struct{})
@@ -71,7 +72,7 @@ func guardMain(args []string) int {
 	}()
 	<-gone
 	killTree(5*time.Second, nil)
-	return 0
+	return 0, nil
 }
 
 // jobControl makes the shell that started the session see what its job does: when the terminal stops

@@ -24,6 +24,7 @@ package launch
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"sort"
@@ -31,6 +32,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/fault"
 )
 
 // Hidden words: the first argument that makes this executable one of our helpers.
@@ -40,25 +43,28 @@ const (
 )
 
 // Main runs this process as one of the package's helpers if args (without the program's name) ask
-// for it; handled is false when they do not. A command line calls it before anything else.
-func Main(args []string) (code int, handled bool) {
+// for it; handled is false when they do not. A command line calls it before anything else, and ends with
+// code; err is for it to print: a helper that could not begin has said nothing, one that fails later has
+// told its session.
+func Main(args []string) (code int, handled bool, err error) {
 	if len(args) == 0 {
-		return 0, false
+		return 0, false, nil
 	}
 	if args[0] == wordGuard || args[0] == wordMounter {
 		if len(args) < 2 || args[1] != protocol {
-			fmt.Fprintln(os.Stderr, "error: stead was built with another version's helper\nhint: make build")
-			return 125, true
+			return fault.ExitOurs, true, fault.With(errors.New("stead was built with another version's helper"), "make build")
 		}
 		args = append(args[:1:1], args[2:]...)
 	}
 	switch args[0] {
 	case wordGuard:
-		return guardMain(args[1:]), true
+		code, err = guardMain(args[1:])
+		return code, true, err
 	case wordMounter:
-		return mounterMain(args[1:]), true
+		code, err = mounterMain(args[1:])
+		return code, true, err
 	}
-	return 0, false
+	return 0, false, nil
 }
 
 // descriptors parses the numbers that a helper was started with.

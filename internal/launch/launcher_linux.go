@@ -5,7 +5,6 @@ import (
 	"errors"
 	"runtime"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -153,8 +152,7 @@ func say(ctl int, kind, value int32, text string) error {
 	binary.NativeEndian.PutUint32(b, uint32(kind))
 	binary.NativeEndian.PutUint32(b[4:], uint32(value))
 	b = append(b, text...)
-	n, _, e := unix.RawSyscall(unix.SYS_WRITE, uintptr(ctl), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
-	if e != 0 || int(n) != len(b) {
+	if n, e := sys.WriteNow(ctl, b); e != 0 || n != len(b) {
 		return unix.EPIPE
 	}
 	return nil
@@ -180,10 +178,10 @@ func (g *guardEnd) ask(kind int32, value int) error {
 func (g *guardEnd) hear() error {
 	b := make([]byte, unix.PathMax)
 	for {
-		n, _, e := unix.Syscall(unix.SYS_READ, uintptr(g.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+		n, err := unix.Read(g.fd, b)
 		switch {
-		case e == unix.EINTR:
-		case e != 0 || n == 0:
+		case err == unix.EINTR:
+		case err != nil || n == 0:
 			return unix.EPIPE
 		case n > 1:
 			g.places = append(g.places, string(b[:n]))

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/intercept/mountns"
 )
 
@@ -100,16 +101,15 @@ func byMounter(what string, count int, uids, gids syscall.SysProcIDMap) (fds []i
 }
 
 // mounterMain is the helper: its descriptor is the socket to the session.
-func mounterMain(args []string) int {
+func mounterMain(args []string) (code int, err error) {
 	fds, err := descriptors(args, 1)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "stead:", err)
-		return 125
+		return fault.ExitOurs, err
 	}
 	what := make([]byte, 16)
 	n, err := unix.Read(fds[0], what)
 	if err != nil {
-		return 125
+		return fault.ExitOurs, nil
 	}
 	var made []int
 	if string(what[:n]) == "memory" {
@@ -128,10 +128,10 @@ func mounterMain(args []string) int {
 		}
 		errors.As(err, &errno)
 		unix.Write(fds[0], append([]byte{byte(errno), byte(errno >> 8), 0, 0}, step...))
-		return 125
+		return fault.ExitOurs, nil
 	}
 	if err := unix.Sendmsg(fds[0], []byte{0, 0, 0, 0}, unix.UnixRights(made...), nil, 0); err != nil {
-		return 125
+		return fault.ExitOurs, nil
 	}
-	return 0
+	return 0, nil
 }

@@ -393,7 +393,7 @@ func executable(path string) unix.Errno {
 		return unix.ENOENT
 	}
 	if st.IsDir() {
-		return unix.EACCES
+		return unix.EISDIR
 	}
 	if err := unix.Faccessat(unix.AT_FDCWD, path, unix.X_OK, unix.AT_EACCESS); err != nil {
 		return unix.EACCES
@@ -409,6 +409,9 @@ func ExecFault(name string, errno unix.Errno) error {
 		if name == "" {
 			return fault.WithExit(fmt.Errorf("run a program without a name: %w", errno), "stead exec --target TARGET -- PROGRAM (is a variable of the shell's empty?)", fault.ExitNotFound)
 		}
+		if strings.ContainsAny(name, " \t\n") {
+			return fault.WithExit(err, "each word by itself: -- "+name+" (or, for a shell's line, -- sh -c '"+name+"')", fault.ExitNotFound)
+		}
 		if !strings.Contains(name, "/") {
 			err = fmt.Errorf("run %s: not found in PATH: %w", name, errno)
 			return fault.WithExit(err, "which -a "+name+" (PATH is the laptop's, not the pod's; or give the program's path)", fault.ExitNotFound)
@@ -416,6 +419,8 @@ func ExecFault(name string, errno unix.Errno) error {
 		return fault.WithExit(err, "ls -l "+name+" (for a script, the interpreter in its first line may be missing)", fault.ExitNotFound)
 	case unix.EACCES:
 		return fault.WithExit(err, "chmod +x "+name, fault.ExitNotExecutable)
+	case unix.EISDIR:
+		return fault.WithExit(err, "ls "+name, fault.ExitNotExecutable)
 	default:
 		return fault.WithExit(err, "file "+name, fault.ExitNotExecutable)
 	}
@@ -431,19 +436,28 @@ func launcherFault(errno unix.Errno, text string) error {
 		return &mountns.Unavailable{Step: makeNamespaces, Err: errno}
 	}
 	if strings.HasPrefix(text, "install seccomp filter") {
-		switch errno {
-		case unix.EBUSY:
-			return fault.With(fmt.Errorf("another supervisor listens to this process tree already (%w)", errno),
-				"grep Seccomp /proc/self/status (2: somebody filters already; run stead outside of another stead exec, of such a container, of WSL2's mirrored networking: networkingMode=nat in .wslconfig)")
-		case unix.EINVAL, unix.ENOSYS:
-			return fault.With(fmt.Errorf("the kernel has no seccomp user notification: %w", errno),
-				"uname -r: Linux 5.14 or newer is needed")
-		case unix.EPERM, unix.EACCES:
-			return fault.With(fmt.Errorf("seccomp filters are forbidden here: %w", errno),
-				"docker run --security-opt seccomp=unconfined ... (a container's own filter forbids it)")
+		if f := FilterFault(errno); f != nil {
+			return f
 		}
 	}
 	return err
+}
+
+// FilterFault explains why the program's filter cannot be installed; nil where there is nothing to
+// explain.
+func FilterFault(err error) error {
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return fault.With(fmt.Errorf("another supervisor listens to this process tree already (%w)", err),
+			"grep Seccomp /proc/self/status (2: somebody filters already; run stead outside of another stead exec, of such a container, of WSL2's mirrored networking: networkingMode=nat in .wslconfig)")
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		return fault.With(fmt.Errorf("the kernel has no seccomp user notification: %w", err),
+			"uname -r: Linux 5.14 or newer is needed")
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fault.With(fmt.Errorf("seccomp filters are forbidden here: %w", err),
+			"docker run --security-opt seccomp=unconfined ... (a container's own filter forbids it)")
+	}
+	return nil
 }
 
 // listenerFault explains why the filter's listener could not be taken or served.

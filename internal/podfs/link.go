@@ -3,6 +3,7 @@ package podfs
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"sync"
@@ -25,6 +26,8 @@ type link struct {
 	next  uint32
 	err   error
 	done  chan struct{}
+
+	work sync.WaitGroup // of done's goroutine: handles that it gives back
 }
 
 // call waits for one answer. dst is filled with the body of a read; body is that of all others.
@@ -34,6 +37,9 @@ type call struct {
 	body  []byte
 	errno syscall.Errno
 	done  chan struct{}
+
+	opens bool // a handle comes with the answer
+	left  bool // under link.mu: interrupted, nobody waits
 }
 
 var errLost = errors.New("the agent's file service is gone")
@@ -60,7 +66,9 @@ func (l *link) inode(ino uint64) uint64 { return ino ^ l.generation*0x9e3779b97f
 
 func (l *link) receive() {
 	defer close(l.done)
+	defer l.work.Wait()
 	err := l.answers(bufio.NewReaderSize(l.st, 64<<10))
+	l.st.Reset(0) // where it is an answer that nobody understands, the agent does not know yet
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.err = errors.Join(errLost, err)
@@ -80,18 +88,23 @@ func (l *link) answers(r *bufio.Reader) error {
 		l.mu.Lock()
 		k := l.calls[id]
 		delete(l.calls, id)
+		left := k == nil || k.left
 		l.mu.Unlock()
-		if k == nil { // interrupted: nobody waits
-			if _, err := io.CopyN(io.Discard, r, int64(size)); err != nil {
+		if left {
+			if err := l.refuse(r, k, errno, size); err != nil {
 				return err
 			}
 			continue
 		}
 		k.errno = syscall.Errno(errno)
-		if k.dst != nil && size <= len(k.dst) {
+		switch {
+		case k.dst != nil && size <= len(k.dst):
 			k.n = size
 			_, err = io.ReadFull(r, k.dst[:size])
-		} else {
+		case k.dst != nil: // more than was asked for: what of it would be the file's?
+			k.errno = syscall.EIO
+			_, err = io.CopyN(io.Discard, r, int64(size))
+		default:
 			k.body = make([]byte, size)
 			_, err = io.ReadFull(r, k.body)
 		}
@@ -108,10 +121,32 @@ func (l *link) answers(r *bufio.Reader) error {
 	}
 }
 
+// refuse takes an answer for which nobody waits. A handle that came with it is given back: the agent
+// keeps only so many.
+func (l *link) refuse(r *bufio.Reader, k *call, errno uint32, size int) error {
+	if k == nil || !k.opens || errno != 0 || size < 8 {
+		_, err := io.CopyN(io.Discard, r, int64(size))
+		return err
+	}
+	var head [8]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return err
+	}
+	if _, err := io.CopyN(io.Discard, r, int64(size-len(head))); err != nil {
+		return err
+	}
+	l.work.Add(1)
+	go func() { // not here: the agent may read no request before we have read its answers
+		defer l.work.Done()
+		_, _ = l.do(context.Background(), &wire.FileRequest{Op: wire.FileClose, Handle: binary.BigEndian.Uint64(head[:])}, nil)
+	}()
+	return nil
+}
+
 // do sends one request and waits for its answer. The end of ctx (the caller of the file system call
 // was interrupted) gives EINTR.
 func (l *link) do(ctx context.Context, q *wire.FileRequest, dst []byte) (*call, syscall.Errno) {
-	k := &call{dst: dst, done: make(chan struct{})}
+	k := &call{dst: dst, opens: q.Op == wire.FileOpen, done: make(chan struct{})}
 	l.mu.Lock()
 	if l.err != nil {
 		l.mu.Unlock()
@@ -136,8 +171,13 @@ func (l *link) do(ctx context.Context, q *wire.FileRequest, dst []byte) (*call, 
 	case <-ctx.Done():
 		if dst == nil {
 			l.mu.Lock()
-			delete(l.calls, q.ID)
+			k.left = true
+			answered := l.calls[q.ID] != k
 			l.mu.Unlock()
+			if answered { // or about to be: the receiver has it
+				<-k.done
+				return k, k.errno
+			}
 			return k, syscall.EINTR
 		}
 		<-k.done // dst is the caller's: it must not be written after we return

@@ -6,10 +6,11 @@ import "net/netip"
 type Where uint8
 
 const (
-	Pod Where = iota
-	Laptop
+	Pod    Where = iota // in the pod: the default
+	Laptop              // on this machine
 )
 
+// String is the side's name, for people.
 func (w Where) String() string {
 	if w == Laptop {
 		return "laptop"

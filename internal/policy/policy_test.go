@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestDestinations(t *testing.T) {
+func TestADestinationIsThePodsUnlessARuleOrAListenerOfTheProgramSaysLaptop(t *testing.T) {
 	n := &Network{
 		Laptop:      []AddressRule{{netip.MustParsePrefix("192.168.0.0/16"), 0}, {netip.MustParsePrefix("127.0.0.1/32"), 5432}},
 		Nameservers: []netip.Addr{netip.MustParseAddr("10.96.0.10")},
@@ -119,6 +119,7 @@ func TestPathsFollowTheLongestRule(t *testing.T) {
 		"/": Pod, "/etc/resolv.conf": Pod, "/etc/hosts": Pod, "/etc/ssl/certs/ca.pem": Pod, "/var/data": Pod, "/run/secrets/x": Pod,
 		"/etc/orders/config.yaml": Pod, "/home/other": Pod, "/usrlocal": Pod, "/opt/app": Pod,
 		"/usr": Laptop, "/usr/lib/x": Laptop, "/usr/share/app": Pod, "/usr/share/app/x": Pod, "/lib64/ld.so": Laptop,
+		"/etc/maven/m2.conf": Laptop, "/etc/pki/java/cacerts": Laptop, "/etc/pki/tls/certs/x": Pod, "/etc/pam.d/su": Laptop, "/etc/pip.conf": Laptop,
 		"/etc/ld.so.cache": Laptop, "/etc/java-17-openjdk/x": Laptop, "/etc/localtime": Laptop, "/etc/special/x": Laptop,
 		"/home/me/x": Laptop, "/home/me/.aws/credentials": Pod, "/work/app": Laptop, "/work/other": Pod, "/tmp/x": Laptop,
 		"/opt/tool/bin/tool": Laptop, "/opt/jdk/lib/x": Laptop, "/var/cache/go/x": Laptop, "/proc/self": Laptop, "/dev/null": Laptop,

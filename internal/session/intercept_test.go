@@ -36,13 +36,22 @@ type tcpStream struct{ *net.TCPConn }
 
 func (s tcpStream) Reset(uint32) error { s.SetLinger(0); return s.Close() }
 
+// wait is the way to the pod and back.
+func (p *nearPod) wait(ctx context.Context) error {
+	if p.delay == 0 {
+		return nil
+	}
+	select {
+	case <-time.After(p.delay):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 func (p *nearPod) Dial(ctx context.Context, d wire.Dial) (tunnel.Stream, wire.Reply, error) {
-	if p.delay > 0 {
-		select {
-		case <-time.After(p.delay):
-		case <-ctx.Done():
-			return nil, wire.Reply{}, ctx.Err()
-		}
+	if err := p.wait(ctx); err != nil {
+		return nil, wire.Reply{}, err
 	}
 	if e, ok := p.errno[d.To.String()]; ok {
 		return nil, wire.Reply{Errno: uint32(e)}, nil
@@ -103,6 +112,9 @@ func (p *nearPod) Dial(ctx context.Context, d wire.Dial) (tunnel.Stream, wire.Re
 }
 
 func (p *nearPod) Packet(ctx context.Context, _ wire.Packet) (tunnel.Stream, wire.Reply, error) {
+	if err := p.wait(ctx); err != nil {
+		return nil, wire.Reply{}, err
+	}
 	a, b, err := tcpPair()
 	if err != nil {
 		return nil, wire.Reply{}, err
@@ -142,9 +154,12 @@ func (p *nearPod) Packet(ctx context.Context, _ wire.Packet) (tunnel.Stream, wir
 	return tcpStream{a}, wire.Reply{Local: netip.MustParseAddrPort("10.9.0.2:4243")}, nil
 }
 
-func (p *nearPod) Subscribe(_ context.Context, s wire.Subscribe) (*pod.Subscription, wire.Reply, error) {
+func (p *nearPod) Subscribe(ctx context.Context, s wire.Subscribe) (*pod.Subscription, wire.Reply, error) {
+	if err := p.wait(ctx); err != nil {
+		return nil, wire.Reply{}, err
+	}
 	p.subs.Store(s.Port, true)
-	return &pod.Subscription{}, wire.Reply{ID: 1}, nil
+	return pod.NewSubscription(1, func() {}), wire.Reply{ID: 1}, nil
 }
 
 func tcpPair() (*net.TCPConn, *net.TCPConn, error) {
@@ -215,7 +230,7 @@ func under(t *testing.T, p *nearPod, argv ...string) (string, int) {
 	in.SetPod(p)
 	out, err := outgoing.New(outgoing.Config{
 		Pod: p, Network: outgoing.Network{Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.2")}},
-		OwnTCP: in.OwnTCP, OwnUDP: in.OwnUDP, Trouble: trouble,
+		OwnTCP: in.OwnTCP, OwnUDP: in.OwnUDP, Heard: in.Heard, Trouble: trouble,
 	})
 	if err != nil {
 		t.Fatal(err)

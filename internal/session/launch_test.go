@@ -9,7 +9,10 @@ import (
 
 // TestMain makes this test binary the helpers that package launch starts.
 func TestMain(m *testing.M) {
-	if code, handled := launch.Main(os.Args[1:]); handled {
+	if code, handled, err := launch.Main(os.Args[1:]); handled {
+		if err != nil {
+			os.Stderr.WriteString(err.Error() + "\n")
+		}
 		os.Exit(code)
 	}
 	os.Exit(m.Run())

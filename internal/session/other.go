@@ -2,16 +2,7 @@
 
 package session
 
-import (
-	"context"
-	"errors"
-	"runtime"
-
-	"github.com/stead-dev/stead/internal/fault"
-)
+import "context"
 
 // Run says what is missing: the interceptor of this system.
-func Run(context.Context, Options) (int, error) {
-	return 0, fault.With(errors.New("stead exec cannot intercept programs on "+runtime.GOOS+" yet: it needs Linux's seccomp notification"),
-		"run it in a Linux machine, for example: limactl start && lima stead exec ...")
-}
+func Run(context.Context, Options) (int, error) { return 0, Supported() }

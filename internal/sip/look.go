@@ -19,9 +19,9 @@ import (
 type Kind string
 
 const (
-	KindMachO  Kind = "macho"
-	KindScript Kind = "script"
-	KindOther  Kind = "other"
+	KindMachO  Kind = "macho"  // an executable of macOS, for one or several CPUs
+	KindScript Kind = "script" // begins with #!
+	KindOther  Kind = "other"  // neither: what execve refuses and a shell may take for a script
 )
 
 const (

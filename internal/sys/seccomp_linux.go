@@ -1,3 +1,7 @@
+// Package sys makes the raw system calls, and is the only one that does: those that x/sys lacks, those
+// of which it hides what we need (an errno, a signal), and those on hot paths for which it allocates.
+// Each says whether it may wait: one that may is a Syscall, for which the runtime gives up the P; the
+// others are RawSyscalls. It decides nothing.
 package sys
 
 import (
@@ -86,11 +90,45 @@ func InstallFilter(filter []unix.SockFilter) (Listener, error) {
 	return -1, unix.EINVAL
 }
 
+// TryFilter says with nil that a filter with a listener could be installed here: it installs one that
+// lets everything pass, on a thread that ends with it. The errors are InstallFilter's.
+func TryFilter() error {
+	end := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread, and with it the filter, ends with the goroutine
+		if _, permitted, err := Capabilities(); err != nil || permitted&(1<<unix.CAP_SYS_ADMIN) == 0 {
+			if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+				end <- err
+				return
+			}
+		}
+		l, err := InstallFilter([]unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0x7fff0000}}) // SECCOMP_RET_ALLOW
+		if err == nil {
+			unix.Close(int(l))
+		}
+		end <- err
+	}()
+	return <-end
+}
+
 // BlockSignals blocks every signal but Interrupt's on the calling thread, which must be locked: a
 // signal during AddFDSend would make the program's call return 0 with no descriptor.
 func BlockSignals() {
-	most := ^uint64(0) &^ (1 << (interrupting - 1))
-	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&most)), 0, 8, 0, 0)
+	SetSignals(^uint64(0) &^ (1 << (interrupting - 1)))
+}
+
+// BlockAllSignals blocks every signal on the calling thread, which must be locked, and returns the mask
+// that it had, for SetSignals. x/sys has PthreadSigmask only by a pointer to 128 bytes; it is called for
+// each descriptor that is handed over.
+func BlockAllSignals() (old uint64) {
+	all := ^uint64(0)
+	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
+	return old
+}
+
+// SetSignals gives the calling thread, which is locked, a mask of blocked signals. It cannot fail.
+func SetSignals(mask uint64) {
+	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&mask)), 0, 8, 0, 0)
 }
 
 // interrupting is a real-time signal that nobody else uses. Go's runtime has a handler for it, which

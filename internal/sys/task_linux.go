@@ -10,14 +10,15 @@ import (
 const PidfdThread = unix.O_EXCL
 
 // ReadTask copies from the memory of thread tid at addr. It returns how many bytes were copied
-// before the first page that is not there.
+// before the first page that is not there. Neither this nor WriteTask is a RawSyscall: a page may be one
+// of the pod's files, which this process has to bring first.
 func ReadTask(tid int, addr uint64, b []byte) (int, error) {
 	if len(b) == 0 {
 		return 0, nil
 	}
 	local := unix.Iovec{Base: &b[0], Len: uint64(len(b))}
 	remote := unix.RemoteIovec{Base: uintptr(addr), Len: len(b)}
-	n, _, e := unix.RawSyscall6(unix.SYS_PROCESS_VM_READV, uintptr(tid),
+	n, _, e := unix.Syscall6(unix.SYS_PROCESS_VM_READV, uintptr(tid),
 		uintptr(unsafe.Pointer(&local)), 1, uintptr(unsafe.Pointer(&remote)), 1, 0)
 	if e != 0 {
 		return 0, e
@@ -33,7 +34,7 @@ func WriteTask(tid int, addr uint64, b []byte) error {
 	}
 	local := unix.Iovec{Base: &b[0], Len: uint64(len(b))}
 	remote := unix.RemoteIovec{Base: uintptr(addr), Len: len(b)}
-	n, _, e := unix.RawSyscall6(unix.SYS_PROCESS_VM_WRITEV, uintptr(tid),
+	n, _, e := unix.Syscall6(unix.SYS_PROCESS_VM_WRITEV, uintptr(tid),
 		uintptr(unsafe.Pointer(&local)), 1, uintptr(unsafe.Pointer(&remote)), 1, 0)
 	if e != 0 {
 		return e
@@ -42,4 +43,29 @@ func WriteTask(tid int, addr uint64, b []byte) error {
 		return unix.EFAULT
 	}
 	return nil
+}
+
+// PtraceDetach lets go of a stopped thread that the calling thread, which is locked, traces, and hands
+// it a signal, 0 for none. x/sys's hands over none, so the signal at which it stopped would be lost. An
+// error means that the thread is gone or was not stopped; there is nothing to be done then.
+func PtraceDetach(tid int, signal unix.Signal) {
+	unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(tid), 0, uintptr(signal), 0, 0)
+}
+
+// PtraceGetSigmask is PTRACE_GETSIGMASK (Linux 3.11), which x/sys lacks: the blocked signals of a stopped
+// thread that the calling thread, which is locked, traces.
+func PtraceGetSigmask(tid int) (mask uint64, err error) {
+	err = ptraceMask(unix.PTRACE_GETSIGMASK, tid, &mask)
+	return mask, err
+}
+
+// PtraceSetSigmask is PTRACE_SETSIGMASK; see PtraceGetSigmask.
+func PtraceSetSigmask(tid int, mask uint64) error {
+	return ptraceMask(unix.PTRACE_SETSIGMASK, tid, &mask)
+}
+
+// ptraceMask hands over a mask of 8 bytes, the kernel's sigset_t.
+func ptraceMask(request, tid int, mask *uint64) error {
+	_, _, e := unix.RawSyscall6(unix.SYS_PTRACE, uintptr(request), uintptr(tid), 8, uintptr(unsafe.Pointer(mask)), 0, 0)
+	return errnoErr(e)
 }

@@ -23,9 +23,9 @@ const (
 	ackFrames    = 256                    // frames, likewise
 	ackDelay     = 100 * time.Millisecond
 	maxStreams   = 1 << 16
-	maxBacklog   = 4096 // streams that the peer opened and nobody accepted
-	openQueue    = 4096 // frames without data that wait for the writer; Open waits beyond
-	smallQueue   = 1 << 18
+	maxBacklog   = 4096    // streams that the peer opened and nobody accepted
+	openQueue    = 4096    // frames without data that wait for the writer; Open waits beyond
+	smallQueue   = 1 << 18 // of the same, and sent ones that the peer has not acknowledged
 	closeTimeout = time.Second
 )
 
@@ -222,7 +222,7 @@ func (c *conn) finish(err error) {
 	var transports []net.Conn
 	for _, l := range c.links {
 		// The chunks are left to the collector: a writer may still be in the middle of one.
-		l.unacked, l.small, l.quick, l.bulk = nil, nil, nil, nil
+		l.unacked, l.early, l.small, l.quick, l.bulk = nil, nil, nil, nil, nil
 		if l.transport != nil {
 			transports = append(transports, l.transport)
 			l.transport = nil
@@ -252,8 +252,8 @@ func (c *conn) smallLocked(kind byte, stream, value uint32) {
 
 // receiveLocked acts on a frame about a stream, of whatever lane.
 func (c *conn) receiveLocked(f *received) error {
-	if len(c.links[0].small) > smallQueue {
-		return errors.New("peer asks for answers and does not read them")
+	if l := c.links[0]; len(l.small)+len(l.unacked) > smallQueue {
+		return errors.New("peer asks for answers and does not take them")
 	}
 	s := c.streams[f.stream]
 	row, ok := receivers[f.kind]

@@ -22,9 +22,11 @@ import (
 //     and then all stays as it was.
 //  2. The session's relay stops reading and ends its direction.
 //  3. When either has written all that came on the stream, the session says so with a byte. It
-//     closes its own descriptor. The stream is over; the agent carries the bytes.
+//     waits on the connection no more. The stream is over; the agent carries the bytes.
 //
-// The side lives as long as the connection, so that either notices the other's end.
+// The side lives as long as the connection, so that either notices the other's end. As long the session
+// keeps a descriptor: an agent that is killed ends the connection with a reset, and not with an end of
+// its bytes.
 const (
 	laneHandoff    = 255
 	handAfter      = 512 << 10 // bytes that a relay has carried

@@ -22,6 +22,14 @@ type stranger struct {
 
 func newStranger(t *testing.T) *stranger {
 	t.Helper()
+	s := meet(t)
+	go io.Copy(io.Discard, s) // ends with the transport
+	return s
+}
+
+// meet gives a stranger that has been greeted, and reads nothing by itself.
+func meet(t *testing.T) *stranger {
+	t.Helper()
 	noLeaks(t)
 	srv := NewServer(Options{Resume: -1})
 	a, b := net.Pipe()
@@ -39,7 +47,6 @@ func newStranger(t *testing.T) *stranger {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go io.Copy(io.Discard, a) // ends with the transport
 	return &stranger{a, agent, srv}
 }
 
@@ -110,6 +117,68 @@ func TestDataThatNobodyReadsTakesLittleMoreThanItsWindow(t *testing.T) {
 			}
 			runtime.KeepAlive(st)
 		})
+	}
+}
+
+// The frame is acknowledged while it is written: its memory is still on the way to the peer, which
+// reads what comes into it.
+func TestAnAcknowledgementBeforeItsFrameShowsThePeerNothingOfOthers(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // a chunk that is freed is the next that is taken
+	s := meet(t)
+	read := func(n int) []byte {
+		b := make([]byte, n)
+		if _, err := io.ReadFull(s, b); err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	s.Write(frameBytes(frameOpen, 1, 0, 0))
+	st, err := s.agent.Accept(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := bytes.Repeat([]byte{'a'}, chunkSize)
+	if _, err := st.Write(own); err != nil {
+		t.Fatal(err)
+	}
+	counted := uint32(1)
+	for h := read(headSize); h[0] != frameData; h = read(headSize) {
+		if h[0] != frameAck {
+			counted++
+		}
+	}
+	got := read(100)
+	s.Write(frameBytes(frameAck, 0, counted, 0))
+	s.Write(frameBytes(framePing, 0, 0, 0)) // taken: what was before it is done
+	for range 4 {
+		c := newChunk(chunkSize) // of whatever tunnel
+		for i := range c.space() {
+			c.space()[i] = 's'
+		}
+		defer runtime.KeepAlive(c)
+	}
+	if got = append(got, read(chunkSize-100)...); !bytes.Equal(got, own) {
+		t.Errorf("%d bytes of another's stream", bytes.Count(got, []byte{'s'}))
+	}
+}
+
+// A peer that reads our answers and never says so.
+func TestWhatIsKeptForAPeerThatAcknowledgesNothingIsBounded(t *testing.T) {
+	s := newStranger(t)
+	for i := range uint32(maxBacklog) { // nobody accepts them: the next are answered by a reset
+		s.Write(frameBytes(frameOpen, 2*i+1, 0, 0))
+	}
+	refused := bytes.Repeat(frameBytes(frameOpen, 2*maxBacklog+1, 0, 0), 1<<14)
+	for range 2 * smallQueue >> 14 {
+		if _, err := s.Write(refused); err != nil {
+			break
+		}
+	}
+	c := s.agent.(*conn)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := len(c.links[0].unacked); c.err == nil {
+		t.Errorf("%d frames are kept", n)
 	}
 }
 
@@ -197,6 +266,52 @@ func FuzzReadFrame(f *testing.F) {
 			c.mu.Unlock()
 			if err != nil {
 				return
+			}
+		}
+	})
+}
+
+// FuzzGreeting gives whatever bytes to a server that has one tunnel.
+func FuzzGreeting(f *testing.F) {
+	srv := NewServer(Options{})
+	f.Cleanup(srv.Close)
+	there, _ := srv.find(greeting{id: [16]byte{1}, token: [16]byte{2}})
+	for _, g := range []greeting{
+		{id: [16]byte{9}, attempt: 1},
+		{id: [16]byte{1}, attempt: 1},
+		{known: true, id: [16]byte{1}, token: [16]byte{2}, attempt: 7, received: 3},
+		{known: true, id: [16]byte{1}, token: [16]byte{2}, lane: 1, attempt: 1},
+		{known: true, id: [16]byte{1}, token: [16]byte{2}, lane: 2, attempt: 1},
+		{known: true, id: [16]byte{1}, token: [16]byte{2}, lane: laneHandoff, received: 1},
+	} {
+		f.Add(g.encode())
+	}
+	f.Add(magic[:])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		g, err := readGreeting(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		if again, err := readGreeting(bytes.NewReader(g.encode())); err != nil || again != g {
+			t.Errorf("%+v became %+v, %v", g, again, err)
+		}
+		c, fresh := srv.find(g)
+		switch {
+		case fresh:
+			if g.known || g.lane != 0 || g.received != 0 || g.id == there.id {
+				t.Errorf("%+v is a new tunnel", g)
+			}
+			c.finish(ErrClosed)
+			c.wg.Wait()
+		case c != nil:
+			if c != there || !g.known || g.token != there.token {
+				t.Errorf("%+v is a known tunnel", g)
+			}
+			if _, ok := c.expect(g); ok && int(g.lane) >= len(c.links) {
+				t.Errorf("lane %d", g.lane)
+			}
+			for _, l := range c.links { // for the next one
+				l.attempt = 0
 			}
 		}
 	})

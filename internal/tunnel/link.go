@@ -21,9 +21,11 @@ type link struct {
 
 	unacked      []sent // sent, kept for the next transport
 	unackedBytes int
-	sentSeq      uint64 // frames sent, ever
-	ackedSeq     uint64 // of those, acknowledged
-	recvSeq      uint64 // frames received, ever
+	sentSeq      uint64   // frames sent, ever
+	ackedSeq     uint64   // of those, acknowledged
+	written      uint64   // of those, in no writer's hand any more
+	early        []*chunk // acknowledged before that: a writer may be in the middle of them
+	recvSeq      uint64   // frames received, ever
 	ackedToPeer  uint64
 	recvBytes    int // since the last ack
 	wantAck      bool
@@ -84,7 +86,7 @@ func (l *link) attach(t net.Conn, r *bufio.Reader, peerRecv uint64, attempt uint
 		defer c.wg.Done()
 		defer close(now)
 		if before != nil {
-			<-before // it may have a chunk in hand that an ack would free
+			<-before // what it has in hand is not to be freed
 		}
 		l.write(t, gen)
 	}(l.gen)
@@ -147,8 +149,12 @@ func (l *link) ackLocked(n uint64) bool {
 		if f.s != nil {
 			f.s.onBulk--
 		}
-		if f.c != nil {
+		switch {
+		case f.c == nil:
+		case l.ackedSeq < l.written:
 			f.c.free()
+		default: // the next who takes it would write for this peer
+			l.early = append(l.early, f.c)
 		}
 		*f = sent{}
 		l.unacked = l.unacked[1:]
@@ -157,6 +163,16 @@ func (l *link) ackLocked(n uint64) bool {
 		l.unacked = nil
 	}
 	return true
+}
+
+// idleLocked notes that no writer has a frame in hand.
+func (l *link) idleLocked() {
+	l.written = l.sentSeq
+	for _, k := range l.early {
+		k.free()
+	}
+	clear(l.early)
+	l.early = l.early[:0]
 }
 
 // keepLocked counts a frame and keeps it until it is acknowledged.
@@ -175,6 +191,8 @@ func (l *link) write(t net.Conn, gen uint64) {
 		c.mu.Unlock()
 		return
 	}
+	l.idleLocked() // the writer before has ended
+	l.written = l.ackedSeq
 	batch := make(net.Buffers, 0, max(64, len(l.unacked)))
 	for i := range l.unacked {
 		batch = append(batch, l.unacked[i].bytes)
@@ -190,6 +208,7 @@ func (l *link) write(t net.Conn, gen uint64) {
 			clear(buffers[:cap(buffers)]) // acknowledged chunks are no longer ours
 		}
 		c.mu.Lock()
+		l.idleLocked()
 		for l.gen == gen && c.err == nil && !l.dueLocked() {
 			l.work.Wait()
 		}

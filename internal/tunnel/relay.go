@@ -145,6 +145,7 @@ func (r *relay) finish(whole bool) {
 	case r.other != nil:
 		splice(r.ctx, r.c, r.other, r.side)
 	default:
+		defer keep(r.c)()
 		defer r.side.Close()
 		_ = r.c.Close() // the agent has it
 		stop := context.AfterFunc(r.ctx, func() { _ = r.side.SetDeadline(time.Unix(1, 0)) })

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 )
 
 // File requests on a KindFiles stream. Many are in flight; each has a number, and the answers come
@@ -177,6 +178,10 @@ func ParseEntries(b []byte) (out []Entry, err error) {
 			return nil, errShort
 		}
 		e.Name, b = string(b[:n]), b[n:]
+		// Some of who shows entries makes files of these names.
+		if e.Name == "." || e.Name == ".." || strings.ContainsAny(e.Name, "/\x00") {
+			return nil, fmt.Errorf("%q is no name of a file", e.Name)
+		}
 		out = append(out, e)
 	}
 	return out, nil

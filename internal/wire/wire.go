@@ -26,7 +26,8 @@ const (
 	MinVersion = 1
 )
 
-// MaxMessage bounds one message, so a broken or hostile peer cannot make us allocate at will.
+// MaxMessage bounds one message, so a broken or hostile peer cannot make us allocate at will; what it
+// does not send takes no memory.
 // The largest honest one is a pod's environment (the kernel bounds argv and environ to 2 MiB or a
 // quarter of the stack limit).
 const MaxMessage = 8 << 20
@@ -77,11 +78,11 @@ func Read(r io.Reader, v any) error {
 	if n > MaxMessage {
 		return fmt.Errorf("read %T: message of %d bytes, more than %d", v, n, MaxMessage)
 	}
-	body := make([]byte, n)
-	if _, err := io.ReadFull(r, body); err != nil {
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
+	body, err := io.ReadAll(io.LimitReader(r, int64(n))) // takes memory as the bytes come
+	if err == nil && len(body) < int(n) {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
 		return err
 	}
 	if err := dec.Unmarshal(body, v); err != nil {

@@ -50,7 +50,7 @@ func buildPrograms() error {
 		{"go", "build", "-o", programs + "/confine", "./test/internal/confine"},
 		{"go", "build", "-o", programs + "/names", "./test/internal/names"},
 		{"musl-gcc", "-static", "-O1", "-o", programs + "/told", src + "/told.c"},
-		{"cp", "-p", src + "/odd.py", src + "/doors.py", src + "/exec.py", src + "/names.py", programs},
+		{"cp", "-p", src + "/odd.py", src + "/doors.py", src + "/exec.py", src + "/names.py", src + "/sockets.py", src + "/waits.py", programs},
 	} {
 		cmd := exec.Command(argv[0], argv[1:]...)
 		cmd.Dir = bed.Root()
@@ -168,6 +168,31 @@ func TestTheEnvironmentIsThePodsOverTheLaptops(t *testing.T) {
 	} {
 		if got[k] != want {
 			t.Errorf("%s is %q, want %q", k, got[k], want)
+		}
+	}
+}
+
+// The laptop's tools have a part of themselves in /etc, of which most pods know nothing.
+func TestToolsOfTheLaptopStartWhereThePodHasNothingOfTheirs(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-tools")
+	if r := b.Native("rm", "-rf", "/etc/maven", "/etc/pam.d", "/etc/pam.conf", "/etc/security"); r.Code != 0 {
+		t.Fatal(r.Stderr)
+	}
+	for _, argv := range [][]string{{"su", "-c", "echo by PAM"}, {"mvn", "-o", "-v"}} {
+		if _, err := exec.LookPath(argv[0]); err != nil {
+			continue // not every machine builds Java
+		}
+		c := exec.Command(argv[0], argv[1:]...)
+		laptop, err := c.Output()
+		if err != nil {
+			t.Errorf("%s without stead: %v", argv[0], err)
+			continue
+		}
+		for _, door := range doors {
+			r := b.Exec([]string{"--files", door, "--no-incoming"}, argv...)
+			if diff := cmp.Diff(string(laptop), r.Stdout); diff != "" || r.Code != 0 {
+				t.Errorf("%s by %s: exit code %d, stderr %s\n- laptop + stead:\n%s", argv[0], door, r.Code, r.Stderr, diff)
+			}
 		}
 	}
 }

@@ -108,6 +108,20 @@ func TestSignalsToSteadReachTheProgramOnce(t *testing.T) {
 	}
 }
 
+// The kernel gives a signal for a process to one of its threads; those that wait in a call of ours and
+// have none to take see neither an errno nor a handler.
+func TestASignalForAProcessIsTakenByOneThreadAndSeenByNoOther(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-waits")
+	argv := []string{"python3", filepath.Join(programs, "waits.py")}
+	native := b.Native(argv...)
+	for _, door := range append([]string{"none"}, doors...) {
+		under := b.Exec([]string{"--files", door, "--no-incoming"}, argv...)
+		if diff := cmp.Diff(native.Stdout, under.Stdout); diff != "" || native.Code != 0 || under.Code != 0 || under.Stderr != "" {
+			t.Errorf("--files %s: exit codes %d and %d, stderr %s\n- native + stead:\n%s", door, native.Code, under.Code, under.Stderr, diff)
+		}
+	}
+}
+
 // What a process has of its parent, a program under stead has of who started stead. (A signal that is
 // ignored stays so for SIGHUP and SIGINT alone, nohup's and a shell's background: of the others Go's
 // runtime does not tell us.)

@@ -1,4 +1,5 @@
-// Package death kills each part of a session during traffic and looks for what is left.
+// Package death kills each part of a session during traffic and looks for what is left. It does so on a
+// machine of its own (test/internal/machine), so everything that it finds there is ours.
 package death
 
 import (
@@ -8,148 +9,141 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
-	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/stead-dev/stead/test/internal/bed"
+	"github.com/stead-dev/stead/test/internal/machine"
 )
 
-var stead, confine string
-
-// name is the comm of our processes: a copy of the binary under a name that nobody else has.
-const name = "stead-death"
+var (
+	stead   = filepath.Join(bed.Cache(), "death", "stead")
+	confine = filepath.Join(bed.Cache(), "death", "confine")
+)
 
 func TestMain(m *testing.M) {
-	built, err := bed.Build("death")
-	if err == nil {
-		stead = filepath.Join(filepath.Dir(built), name)
-		err = os.Rename(built, stead)
-	}
-	if err == nil {
-		confine = filepath.Join(filepath.Dir(built), "confine")
+	os.Exit(machine.Main(func() error {
+		if _, err := bed.Build("death"); err != nil {
+			return err
+		}
 		c := exec.Command("go", "build", "-o", confine, "./test/internal/confine")
 		c.Dir = bed.Root()
-		err = c.Run()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	before = traces(nil)
-	os.Exit(m.Run())
+		if out, err := c.CombinedOutput(); err != nil {
+			return fmt.Errorf("build confine: %v\n%s", err, out)
+		}
+		return nil
+	}, m.Run))
 }
 
+// times is how often each of those of whom the issue speaks is killed.
 const times = 20
 
-// traces is everything of ours on this machine that a session could leave behind.
-func traces(t testing.TB) []string {
-	var out []string
-	procs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, p := range procs {
-		exe, err := os.Readlink(p + "/exe")
-		if err != nil || !strings.HasPrefix(exe, stead) && !strings.HasPrefix(exe, "/memfd:stead-launch") {
-			continue
-		}
-		cmd, _ := os.ReadFile(p + "/cmdline")
-		args := strings.ReplaceAll(strings.TrimRight(string(cmd), "\x00"), "\x00", " ")
-		if strings.Contains(args, "__playground") || strings.Contains(args, "__pod") || strings.Contains(args, "__app") {
-			continue
-		}
-		out = append(out, "process "+args)
-	}
-	for _, pattern := range []string{"/tmp/*stead*", "/var/tmp/*stead*", "/run/*stead*", "/run/user/*/*stead*", "/dev/shm/*stead*"} {
-		found, _ := filepath.Glob(pattern)
-		for _, f := range found {
-			st, err := os.Lstat(f)
-			if err != nil || st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
-				continue // a program that somebody builds beside us: a session makes none
-			}
-			out = append(out, "file "+f)
+// scene is a playground, and what the machine and the pod look like without a session.
+type scene struct {
+	*bed.Bed
+	init   int // of the pod orders: the process that holds its namespaces
+	client int // of the pod client
+	before []string
+}
+
+func scenery(t *testing.T, b *bed.Bed) *scene {
+	t.Helper()
+	s := &scene{Bed: b}
+	for _, p := range b.Status().Pods {
+		switch p.Name {
+		case "orders":
+			s.init = parent(t, p.PID)
+		case "client":
+			s.client = p.PID
 		}
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	s.before = s.all(t)
+	return s
+}
+
+func parent(t *testing.T, pid int) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, l := range strings.Split(string(mounts), "\n") {
-		if strings.Contains(l, "stead") {
-			out = append(out, "mount "+l)
+	ppid, err := strconv.Atoi(strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ppid
+}
+
+// all is everything that a session could leave behind. The playground's own processes are left out: an
+// app that is started again is another one.
+func (s *scene) all(t *testing.T) []string {
+	t.Helper()
+	out := append(machine.In(t, "laptop", os.Getpid()), machine.Files(t)...)
+	if s.init != 0 {
+		out = append(out, machine.In(t, "pod", s.init)...)
+	}
+	for _, p := range machine.Processes(t) {
+		if !strings.Contains(p, " __playground ") && !strings.Contains(p, " __pod ") && !strings.Contains(p, " __app ") {
+			out = append(out, p)
 		}
 	}
-	for id, err := ebpf.ProgramGetNextID(0); err == nil; id, err = ebpf.ProgramGetNextID(id) {
-		p, err := ebpf.NewProgramFromID(id)
-		if err != nil {
-			continue
-		}
-		if i, err := p.Info(); err == nil && strings.HasPrefix(i.Name, "stead") {
-			out = append(out, "BPF program "+i.Name)
-		}
-		p.Close()
-	}
-	sockets, _ := os.ReadFile("/proc/net/unix")
-	for _, l := range strings.Split(string(sockets), "\n") {
-		if strings.Contains(l, "stead") && !strings.Contains(l, "stead-playground") {
-			out = append(out, "socket "+l)
-		}
-	}
-	out = slices.DeleteFunc(out, func(s string) bool { return slices.Contains(before, s) })
-	slices.Sort(out)
 	return out
 }
 
-// before is what this machine had when the tests began, whosever it is.
-var before []string
-
-// traffic sends requests to orders until stop is called, and gives how many were answered at all.
-func traffic(b *bed.Bed) (stop func() int64) {
-	var n atomic.Int64
-	done := make(chan struct{})
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			select {
-			case <-done:
-				return
-			default:
-			}
-			if b.Call("--count", "20", "--concurrency", "4", "http://orders:8080/traffic").Stdout != "" {
-				n.Add(1)
-			}
-		}
-	}()
-	return func() int64 { close(done); <-ended; return n.Load() }
+// traces is what is there that was not there before the session.
+func (s *scene) traces(t *testing.T) []string {
+	t.Helper()
+	return slices.DeleteFunc(s.all(t), func(x string) bool { return slices.Contains(s.before, x) })
 }
 
-// server is a program that serves for ever, reads a large file of the pod's over and over, and
-// keeps a connection out of the pod busy. It has children, one of which daemonizes.
+// nothingLeft waits until there is no trace but of the playground's agent, which it keeps for its next
+// session for a moment.
+func (s *scene) nothingLeft(t *testing.T) {
+	t.Helper()
+	var left []string
+	t.Cleanup(func() {
+		if t.Failed() && len(left) > 0 {
+			t.Logf("left:\n%s", strings.Join(left, "\n"))
+		}
+	})
+	bed.Eventually(t, "nothing is left", func() bool {
+		left = slices.DeleteFunc(s.traces(t), func(x string) bool { return strings.HasPrefix(x, "process ") && strings.Contains(x, " agent serve ") })
+		return len(left) == 0
+	})
+}
+
+// server is a program that serves for ever and tells of each request, reads a large file of the pod's
+// over and over, and keeps a connection out of the pod busy. It has children, one of which daemonizes.
 const server = `
 import http.server, os, socket, threading, time
 class H(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        print("got", flush=True)
         b = b"program\n"; self.send_response(200); self.send_header("Content-Length", str(len(b))); self.end_headers(); self.wfile.write(b)
     def log_message(self, *a): pass
 class S(http.server.ThreadingHTTPServer): request_queue_size = 128
 s = S(("0.0.0.0", 8080), H)
+begun = [threading.Event(), threading.Event()]
 def files():
     while True:
         with open("/var/data/big.bin", "rb") as f:
-            while f.read(1 << 20): pass
+            while f.read(1 << 18): begun[0].set(); time.sleep(0.005)
         os.listdir("/var/data/many")
 def connection():
     c = socket.create_connection(("db", 5432)); f = c.makefile("rb")
-    while True: c.sendall(b"x" * 1000 + b"\n"); f.readline()
+    while True: c.sendall(b"x" * 1000 + b"\n"); f.readline(); begun[1].set(); time.sleep(0.002)
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         while True: time.sleep(1)
     os._exit(0)
 for f in (files, connection): threading.Thread(target=f, daemon=True).start()
+for e in begun: e.wait()
 print("ready", flush=True)
 s.serve_forever()
 `
@@ -167,32 +161,48 @@ func places() (out []string) {
 	return out
 }
 
-// session starts the server under stead and returns when it is served.
-func session(t *testing.T, b *bed.Bed, flags ...string) *exec.Cmd {
+// session is a running one and its program.
+type session struct {
+	*exec.Cmd
+	errs   strings.Builder
+	copies atomic.Int64 // requests that the program has got
+	ended  chan struct{}
+}
+
+// session starts the server under stead and returns when its files and its connection are in use.
+func (s *scene) session(t *testing.T, flags ...string) *session {
 	t.Helper()
+	b := *s.Bed
 	if len(flags) > 0 && flags[0] == inDirectory {
-		confined := *b
-		confined.Before = []string{confine, "0,admin,userns"}
-		b, flags = &confined, flags[1:]
+		b.Before, flags = []string{confine, "0,admin,userns"}, flags[1:]
 	}
-	c := b.Command(append(append([]string{"exec", "-t", "playground/orders", "--steal"}, flags...), "--", "python3", "-c", server)...)
-	out, err := c.StdoutPipe()
+	x := &session{Cmd: b.Command(append(append([]string{"exec", "-t", "playground/orders"}, flags...), "--", "python3", "-c", server)...), ended: make(chan struct{})}
+	out, err := x.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var errs strings.Builder
-	c.Stderr = &errs
-	if err := c.Start(); err != nil {
+	x.Stderr = &x.errs
+	if err := x.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Process.Kill() })
-	if line, _ := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
-		t.Fatalf("the program did not begin: %s", errs.String())
+	lines := bufio.NewReader(out)
+	line, err := lines.ReadString('\n')
+	go func() {
+		defer close(x.ended)
+		for err == nil {
+			if _, err = lines.ReadString('\n'); err == nil {
+				x.copies.Add(1)
+			}
+		}
+		x.Wait()
+	}()
+	t.Cleanup(func() { x.Process.Kill(); <-x.ended })
+	if line != "ready\n" {
+		x.Process.Kill()
+		<-x.ended
+		t.Fatalf("the program did not begin: %s", &x.errs)
 	}
-	if r := b.Call("http://orders:8080/"); r.Stdout != "program\n" {
-		t.Fatalf("nothing is stolen: %q %s", r.Stdout, r.Stderr)
-	}
-	return c
+	return x
 }
 
 // below finds a process of the session by a word of its command line.
@@ -218,126 +228,228 @@ func below(t *testing.T, pid int, word string) int {
 	return 0
 }
 
-func TestWhoeverDiesNothingIsLeftAndTheAppAnswers(t *testing.T) {
-	for _, c := range []struct {
-		victim string
-		find   func(t *testing.T, b *bed.Bed, s *exec.Cmd) int
-		code   int // stead's exit code, -1 where it was the victim
-		flags  []string
-	}{
-		{"supervisor", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return s.Process.Pid }, -1, nil},
-		{"supervisor that traps path calls", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return s.Process.Pid }, -1, []string{"--files", "trap"}},
-		{"supervisor with copies of files in memory", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return s.Process.Pid }, -1, []string{"--files", "copy"}},
-		{"supervisor with copies of files in a directory", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return s.Process.Pid }, -1, []string{inDirectory, "--files", "copy"}},
-		{"guard", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return below(t, s.Process.Pid, "__guard") }, 137, nil},
-		{"program", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return below(t, s.Process.Pid, "python3") }, 137, nil},
-		{"agent", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return b.Status().Pods[0].Agent }, 125, []string{"--follow", "0"}},
-		{"app of the pod", func(t *testing.T, b *bed.Bed, s *exec.Cmd) int { return b.Status().Pods[0].PID }, 125, []string{"--follow", "0"}},
-	} {
-		t.Run(c.victim, func(t *testing.T) {
-			if left := traces(t); len(left) > 0 {
-				t.Fatalf("before the test: %s", strings.Join(left, "\n"))
-			}
-			b := bed.Up(t, stead, "death")
+// victim is who is killed.
+type victim struct {
+	name string
+	find func(t *testing.T, s *scene, x *session) int
+	code int // stead's exit code, -1 where it was the victim
+	// strict: from its death on no request may be lost or answered by the program. Else that is so from
+	// the end of the session on, and where the app restarts, from then on.
+	strict, restarts bool
+	flags            []string
+}
+
+var (
+	supervisor = victim{"supervisor", func(t *testing.T, s *scene, x *session) int { return x.Process.Pid }, -1, true, false, nil}
+	guard      = victim{"guard", func(t *testing.T, s *scene, x *session) int { return below(t, x.Process.Pid, "__guard") }, 137, false, false, nil}
+	program    = victim{"program", func(t *testing.T, s *scene, x *session) int { return below(t, x.Process.Pid, "python3") }, 137, false, false, nil}
+	agent      = victim{"agent", func(t *testing.T, s *scene, x *session) int { return s.Status().Pods[0].Agent }, 125, true, false, []string{"--follow", "0"}}
+	app        = victim{"app of the pod", func(t *testing.T, s *scene, x *session) int { return s.Status().Pods[0].PID }, 125, false, true, []string{"--follow", "0"}}
+)
+
+// with is the victim of a session with other flags.
+func (v victim) with(name string, flags ...string) victim {
+	v.name += " " + name
+	v.flags = append(slices.Clone(v.flags), flags...)
+	return v
+}
+
+func TestWhoeverDiesDuringAStealNothingIsLeftAndTheAppAnswers(t *testing.T) {
+	s := scenery(t, bed.Up(t, stead, "death"))
+	s.kill(t, times, "--steal", supervisor, agent, program, app)
+	s.kill(t, 5, "--steal", guard,
+		supervisor.with("that traps path calls", "--files", "trap"),
+		supervisor.with("with copies of files in memory", "--files", "copy"),
+		supervisor.with("with copies of files in a directory", inDirectory, "--files", "copy"))
+	s.down(t)
+}
+
+func TestWhoeverDiesDuringAMirrorNothingIsLeftAndTheAppAnswers(t *testing.T) {
+	s := scenery(t, bed.Up(t, stead, "death"))
+	s.kill(t, times, "--mirror", supervisor, agent, program, app)
+	s.down(t)
+}
+
+// An ordinary user's pods are in a user namespace: stealing is by nftables there.
+func TestWhoeverDiesInAnOrdinaryUsersPlaygroundNothingIsLeftAndTheAppAnswers(t *testing.T) {
+	const nobody = 65534
+	readable := "/var/tmp/program"
+	if out, err := exec.Command("cp", stead, readable).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	t.Cleanup(func() { os.Remove(readable) }) // after the playground, which it ends
+	s := scenery(t, bed.UpAs(t, readable, "death", nobody))
+	for _, mode := range []string{"--steal", "--mirror"} {
+		s.kill(t, 3, mode, supervisor, agent, program, app)
+	}
+	s.down(t)
+}
+
+// kill kills each victim in one session after the other, each during traffic.
+func (s *scene) kill(t *testing.T, times int, mode string, victims ...victim) {
+	for _, v := range victims {
+		t.Run(v.name+" "+mode, func(t *testing.T) {
+			v.flags = append(slices.Clone(v.flags), mode)
 			for i := range times {
-				s := session(t, b, c.flags...)
-				stop := traffic(b)
-				time.Sleep(time.Duration(20+37*i%100) * time.Millisecond) // at a different moment each time
-				if named := slices.Contains(c.flags, inDirectory); named != (len(places()) == 1) {
-					t.Fatalf("copies are in %q", places())
+				if s.once(t, i, v); t.Failed() {
+					return
 				}
-				if err := syscall.Kill(c.find(t, b, s), syscall.SIGKILL); err != nil {
-					t.Fatalf("kill: %v", err)
-				}
-				ended := make(chan struct{})
-				go func() { s.Wait(); close(ended) }()
-				select {
-				case <-ended:
-				case <-time.After(bed.Limit):
-					t.Fatal("stead does not end")
-				}
-				if code := s.ProcessState.ExitCode(); code != c.code {
-					t.Errorf("time %d: exit code %d, want %d; stderr %s", i, code, c.code, s.Stderr)
-				}
-				stop()
-				// A connection that began before the death may have been cut; every later one is
-				// the app's.
-				if c.victim == "app of the pod" {
-					bed.Eventually(t, "the app is restarted", func() bool { return b.Status().Pods[0].Restarts >= i+1 })
-				}
-				for range 3 {
-					if r := b.Call("http://orders:8080/later"); r.Stdout != "orders-0 (pod): GET /later\n" {
-						t.Errorf("time %d: afterwards %q %s", i, r.Stdout, r.Stderr)
-					}
-				}
-				// The playground keeps an agent for its next session for a moment.
-				var left []string
-				bed.Eventually(t, "nothing is left", func() bool {
-					left = slices.DeleteFunc(traces(t), func(s string) bool { return strings.HasPrefix(s, "process ") && strings.Contains(s, "agent serve") })
-					return len(left) == 0
-				})
 			}
-			bed.Eventually(t, "the agent ends when nobody needs it", func() bool { return len(traces(t)) == 0 })
-			b.Run("playground", "down")
-			bed.Eventually(t, "the playground is gone", func() bool {
-				out, _ := exec.Command("pgrep", "-f", "^stead __|"+name+" __").Output()
-				return len(out) == 0
-			})
 		})
 	}
+}
+
+// down ends the playground and looks for processes of it.
+func (s *scene) down(t *testing.T) {
+	if r := s.Run("playground", "down"); r.Code != 0 {
+		t.Error(r.Stderr)
+	}
+	for _, p := range machine.Processes(t) {
+		t.Errorf("left of the playground: %s", p)
+	}
+}
+
+func (s *scene) once(t *testing.T, i int, v victim) {
+	steals := slices.Contains(v.flags, "--steal")
+	x := s.session(t, v.flags...)
+	tr := s.traffic(t)
+	defer tr.stop()
+	// At a different moment each time: after another number of answers by whom the requests are for.
+	tr.until(t, "traffic", func() bool {
+		return tr.count(0, fromProgram)+tr.count(0, fromApp) > 2+7*i%30 && (!steals || tr.count(0, fromProgram) > 0) && x.copies.Load() > 0
+	})
+	// So that what is looked for below would be found.
+	kinds := []string{"process", "packet socket of pod"}
+	if steals {
+		kinds = []string{"process", "unix socket of pod: @stead-steal-8080", "listener of pod", "sk_lookup program of pod"}
+		if s.Cred != nil {
+			kinds[3] = "nft table of pod"
+		}
+	}
+	during := s.traces(t)
+	for _, kind := range kinds {
+		if !slices.ContainsFunc(during, func(x string) bool { return strings.HasPrefix(x, kind) }) {
+			t.Fatalf("time %d: no %s while the session stands:\n%s", i, kind, strings.Join(during, "\n"))
+		}
+	}
+	if named := slices.Contains(v.flags, inDirectory); named != (len(places()) == 1) {
+		t.Fatalf("time %d: copies are in %q", i, places())
+	}
+	restarts := s.Status().Pods[0].Restarts
+	pid := v.find(t, s, x)
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatalf("time %d: pidfd_open: %v", i, err)
+	}
+	defer unix.Close(fd)
+	tr.next()
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		t.Fatalf("time %d: kill: %v", i, err)
+	}
+	if v.strict {
+		wait(t, fd)
+		tr.next()
+	}
+	bed.Eventually(t, "stead ends", func() bool {
+		select {
+		case <-x.ended:
+			return true
+		default:
+			return false
+		}
+	})
+	if code := x.ProcessState.ExitCode(); code != v.code {
+		t.Errorf("time %d: exit code %d, want %d; stderr %s", i, code, v.code, &x.errs)
+	}
+	if v.restarts {
+		bed.Eventually(t, "the app is restarted", func() bool { return s.Status().Pods[0].Restarts > restarts })
+	}
+	if !v.strict {
+		tr.next()
+	}
+	tr.until(t, "later calls", func() bool { return tr.total(2) >= 20 })
+	tr.stop()
+	if n := tr.total(2) - tr.count(2, fromApp); n != 0 {
+		t.Errorf("time %d: of %d later calls %d were not answered by the app: %s", i, tr.total(2), n, tr)
+	}
+	// A connection that stands when somebody dies may be cut; before that none may be.
+	if n := tr.total(0) - tr.count(0, fromApp) - tr.count(0, fromProgram); n != 0 {
+		t.Errorf("time %d: of %d earlier calls %d were not answered: %s", i, tr.total(0), n, tr)
+	}
+	if !steals && tr.count(0, fromProgram) != 0 {
+		t.Errorf("time %d: the program has answered while its traffic was mirrored: %s", i, tr)
+	}
+	s.nothingLeft(t)
+}
+
+// wait returns when the process of a pidfd has ended.
+func wait(t *testing.T, fd int) {
+	t.Helper()
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	bed.Eventually(t, "the victim is dead", func() bool { n, _ := unix.Poll(fds, 100); return n > 0 })
 }
 
 // A session that follows its pod goes on with another agent beside it, and leaves as little.
 func TestASessionOutlivesItsAgentAndTheAppItStandsFor(t *testing.T) {
-	b := bed.Up(t, stead, "death-follow")
-	s := session(t, b)
+	s := scenery(t, bed.Up(t, stead, "death"))
+	x := s.session(t, "--steal")
 	for i := range times {
-		stop := traffic(b)
-		time.Sleep(time.Duration(20+37*i%100) * time.Millisecond)
-		st := b.Status().Pods[0]
+		tr := s.traffic(t)
+		defer tr.stop()
+		tr.until(t, "the program answers", func() bool { return tr.count(0, fromProgram) > 2+7*i%30 })
+		st := s.Status().Pods[0]
 		victim, app := st.Agent, i%2 == 1
 		if app {
 			victim = st.PID
 		}
+		tr.next()
 		if err := syscall.Kill(victim, syscall.SIGKILL); err != nil {
 			t.Fatalf("kill: %v", err)
 		}
 		bed.Eventually(t, "another agent stands there", func() bool {
-			now := b.Status().Pods[0]
+			now := s.Status().Pods[0]
 			return now.Agent != 0 && now.Agent != st.Agent && now.PID != 0 && (now.PID != st.PID) == app
 		})
-		bed.Eventually(t, "the program answers", func() bool { return b.Call("http://orders:8080/").Stdout == "program\n" })
-		stop()
+		stolen := tr.count(1, fromProgram)
+		tr.until(t, "the program answers again", func() bool { return tr.count(1, fromProgram) > stolen+10 })
+		tr.stop()
+		if n := tr.total(0) - tr.count(0, fromProgram) - tr.count(0, fromApp); n != 0 {
+			t.Errorf("time %d: %d requests were not answered while nobody died: %s", i, n, tr)
+		}
 	}
-	if err := s.Process.Signal(syscall.SIGINT); err != nil {
+	if err := x.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	s.Wait()
-	if r := b.Call("http://orders:8080/later"); r.Stdout != "orders-0 (pod): GET /later\n" {
+	<-x.ended
+	if r := s.Call("http://orders:8080/later"); r.Stdout != "orders-0 (pod): GET /later\n" {
 		t.Errorf("afterwards %q %s", r.Stdout, r.Stderr)
 	}
-	bed.Eventually(t, "nothing is left", func() bool { return len(traces(t)) == 0 })
+	s.nothingLeft(t)
+	bed.Eventually(t, "the agent ends when nobody needs it", func() bool { return len(s.traces(t)) == 0 })
 }
 
 func TestKillingTheDaemonTakesThePlaygroundAlong(t *testing.T) {
-	for i := range times {
-		b := bed.Up(t, stead, "death-daemon")
-		st := b.Status()
-		s := session(t, b)
-		if err := syscall.Kill(st.PID, syscall.SIGKILL); err != nil {
+	empty := (&scene{}).all(t)
+	for i := range 5 {
+		b := bed.Up(t, stead, "death")
+		s := scenery(t, b)
+		x := s.session(t, "--steal")
+		tr := s.traffic(t)
+		defer tr.cut()
+		tr.until(t, "the program answers", func() bool { return tr.count(0, fromProgram) > 2+7*i%30 })
+		if err := syscall.Kill(b.Status().PID, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		s.Wait()
-		if code := s.ProcessState.ExitCode(); code != 125 {
-			t.Errorf("time %d: the session ended with %d; stderr %s", i, code, s.Stderr)
+		<-x.ended
+		if code := x.ProcessState.ExitCode(); code != 125 {
+			t.Errorf("time %d: the session ended with %d; stderr %s", i, code, &x.errs)
 		}
-		bed.Eventually(t, "the pods are gone", func() bool {
-			for _, p := range st.Pods {
-				if _, err := os.Stat(fmt.Sprintf("/proc/%d", p.PID)); err == nil {
-					return false
-				}
-			}
-			return len(traces(t)) == 0
+		tr.cut()
+		var left []string
+		bed.Eventually(t, "nothing is left", func() bool {
+			left = append((&scene{}).all(t), machine.Processes(t)...)
+			left = slices.DeleteFunc(left, func(x string) bool { return slices.Contains(empty, x) })
+			return len(left) == 0
 		})
 	}
 }
@@ -345,7 +457,8 @@ func TestKillingTheDaemonTakesThePlaygroundAlong(t *testing.T) {
 // When nobody is left to remove the copies of the pod's files, the next session does; it leaves alone
 // those of a session that lives.
 func TestCopiesThatNobodyRemovedAreSweptByTheNextSession(t *testing.T) {
-	confined := *bed.Up(t, stead, "death-sweep")
+	s := scenery(t, bed.Up(t, stead, "death"))
+	confined := *s.Bed
 	confined.Before = []string{confine, "0,admin,userns"}
 	begin := func() *exec.Cmd {
 		c := confined.Command("exec", "-t", "playground/orders", "--files", "copy", "--no-incoming", "--", "sh", "-c", "cat /etc/hostname; exec sleep 1000")
@@ -368,14 +481,14 @@ func TestCopiesThatNobodyRemovedAreSweptByTheNextSession(t *testing.T) {
 		t.Fatalf("copies of one session are in %q", own)
 	}
 	for i := range 5 {
-		s := begin()
-		guard := below(t, s.Process.Pid, "__guard")
-		for _, pid := range []int{guard, s.Process.Pid} {
+		x := begin()
+		guard := below(t, x.Process.Pid, "__guard")
+		for _, pid := range []int{guard, x.Process.Pid} {
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 		}
-		s.Wait()
+		x.Wait()
 		if left := places(); len(left) != 2 {
 			t.Fatalf("time %d: %q are left, and the test shows nothing", i, left)
 		}
@@ -388,7 +501,5 @@ func TestCopiesThatNobodyRemovedAreSweptByTheNextSession(t *testing.T) {
 	}
 	living.Process.Signal(syscall.SIGTERM)
 	living.Wait()
-	if left := places(); len(left) != 0 {
-		t.Errorf("at the end %q are left", left)
-	}
+	s.nothingLeft(t)
 }

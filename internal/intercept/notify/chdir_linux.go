@@ -219,7 +219,7 @@ func (l *lead) release() {
 		_ = unix.PtraceInterrupt(l.tid)
 		_ = l.wait()
 	}
-	unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(l.tid), 0, uintptr(l.signal), 0, 0)
+	sys.PtraceDetach(l.tid, l.signal)
 }
 
 const syscallStop = unix.SIGTRAP | 0x80
@@ -273,11 +273,10 @@ func (l *lead) halt() (regs registers, mask uint64, err error) {
 		return regs, mask, err
 	}
 	regs.setAfter(l.after)
-	all := ^uint64(0)
-	if err := ptraceMask(unix.PTRACE_GETSIGMASK, l.tid, &mask); err != nil {
+	if mask, err = sys.PtraceGetSigmask(l.tid); err != nil {
 		return regs, mask, err
 	}
-	if err := ptraceMask(unix.PTRACE_SETSIGMASK, l.tid, &all); err != nil {
+	if err := sys.PtraceSetSigmask(l.tid, ^uint64(0)); err != nil {
 		return regs, mask, err
 	}
 	code := make([]byte, len(callInstruction))
@@ -313,7 +312,7 @@ func (l *lead) chdir(fd int) error {
 func (l *lead) restore(regs registers, mask uint64, errno unix.Errno) error {
 	r := regs
 	r.setResult(-int64(errno))
-	return errors.Join(r.set(l.tid), ptraceMask(unix.PTRACE_SETSIGMASK, l.tid, &mask))
+	return errors.Join(r.set(l.tid), sys.PtraceSetSigmask(l.tid, mask))
 }
 
 // do makes the stopped thread execute one system call, and returns its result.
@@ -338,12 +337,4 @@ func (l *lead) do(regs registers, nr uintptr, args ...uintptr) (int64, error) {
 	}
 	after, err := getRegisters(l.tid)
 	return after.result(), err
-}
-
-func ptraceMask(request, tid int, mask *uint64) error {
-	_, _, e := unix.RawSyscall6(unix.SYS_PTRACE, uintptr(request), uintptr(tid), 8, uintptr(unsafe.Pointer(mask)), 0, 0)
-	if e != 0 {
-		return e
-	}
-	return nil
 }

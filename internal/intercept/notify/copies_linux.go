@@ -5,11 +5,11 @@ import (
 	"path"
 	"strconv"
 	"strings"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/stead-dev/stead/internal/intercept"
+	"github.com/stead-dev/stead/internal/sys"
 )
 
 // A tree of copies (intercept.Copies) differs from one that the kernel asks for: a name below a
@@ -45,13 +45,9 @@ func copyCalls() []call {
 
 // knownAt says what is a copy, by a path of this machine's.
 func (s *Supervisor) knownAt(name string, flags int) (p string, a intercept.Attr, known bool, errno unix.Errno) {
-	b, err := unix.BytePtrFromString(name)
-	if err != nil {
-		return "", a, false, unix.EINVAL
-	}
 	var st unix.Stat_t
-	if _, _, e := unix.Syscall6(sysNewfstatat, 0, uintptr(unsafe.Pointer(b)), uintptr(unsafe.Pointer(&st)), uintptr(unix.AT_STATX_DONT_SYNC|flags), 0, 0); e != 0 {
-		return "", a, false, e
+	if err := unix.Fstatat(unix.AT_FDCWD, name, &st, unix.AT_STATX_DONT_SYNC|flags); err != nil {
+		return "", a, false, err.(unix.Errno)
 	}
 	if s.copies == nil {
 		return "", a, uint64(st.Dev) == s.cwds.dev, 0
@@ -232,8 +228,7 @@ func entry(tree intercept.Tree, dir place, base string) (kind uint32, p place, e
 
 // mayWrite is what the kernel says of a change of dir's entries.
 func mayWrite(dir place) unix.Errno {
-	_, _, e := unix.Syscall6(unix.SYS_FACCESSAT2, uintptr(dir.fd), uintptr(unsafe.Pointer(&emptyPath[0])), unix.W_OK|unix.X_OK, unix.AT_EMPTY_PATH|unix.AT_EACCESS, 0, 0)
-	if e != 0 {
+	if e := sys.AccessFD(dir.fd, unix.W_OK|unix.X_OK); e != 0 {
 		return e
 	}
 	return unix.EROFS

@@ -242,7 +242,7 @@ func (l *lead) exec(fd int, x *execution) error {
 		}
 	}
 	nerr := l.rename(x.name) // a wrong name is no reason to end it
-	return errors.Join(nerr, ptraceMask(unix.PTRACE_SETSIGMASK, l.tid, &mask))
+	return errors.Join(nerr, sys.PtraceSetSigmask(l.tid, mask))
 }
 
 // execveat makes the stopped thread execute fd; empty is the address of a NUL.

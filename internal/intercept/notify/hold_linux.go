@@ -3,6 +3,7 @@ package notify
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stead-dev/stead/internal/intercept"
 	"github.com/stead-dev/stead/internal/sys"
 )
 
@@ -31,8 +33,16 @@ type hold struct {
 	t      *task
 	since  time.Time
 	looked time.Time
-	cancel context.CancelFunc
+	shared uint64 // signals for its process that it would take, at the last look; the watch's own
+	cancel context.CancelCauseFunc
 }
+
+// Why a hold's context ends before the call does, beside intercept.Signalled.
+var (
+	errGone    = errors.New("the thread is gone")
+	errProcess = fmt.Errorf("%w or for another one of its process", intercept.Signalled)
+	errClosed  = errors.New("the supervisor is closed")
+)
 
 // The first second of a hold is looked at often, so that Ctrl-C feels immediate where it matters
 // least; later looks cost 0.05 % of a CPU for each held call.
@@ -52,10 +62,10 @@ func (h *holds) start(l sys.Listener) {
 
 // add runs f on a goroutine that stop waits for.
 func (h *holds) add(t *task, f func(context.Context)) {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	h.mu.Lock()
 	if h.closed {
-		cancel()
+		cancel(errClosed)
 	}
 	h.byID[t.id] = &hold{t: t, since: time.Now(), cancel: cancel}
 	h.running.Add(1)
@@ -70,7 +80,7 @@ func (h *holds) add(t *task, f func(context.Context)) {
 			h.mu.Lock()
 			delete(h.byID, t.id)
 			h.mu.Unlock()
-			cancel()
+			cancel(nil)
 		}()
 		f(ctx)
 	}()
@@ -81,7 +91,7 @@ func (h *holds) stop() {
 	h.mu.Lock()
 	h.closed = true
 	for _, x := range h.byID {
-		x.cancel()
+		x.cancel(errClosed)
 	}
 	h.mu.Unlock()
 	close(h.done)
@@ -117,35 +127,63 @@ func (h *holds) look(now time.Time) {
 	h.mu.Lock()
 	due := make([]*hold, 0, len(h.byID))
 	for _, x := range h.byID {
-		if now.Sub(x.since) < time.Second || now.Sub(x.looked) >= lookLate {
+		if now.Sub(x.since) < time.Second || x.shared != 0 || now.Sub(x.looked) >= lookLate {
 			x.looked = now
 			due = append(due, x)
 		}
 	}
 	h.mu.Unlock()
 	for _, x := range due {
-		if !h.l.Valid(x.t.id) || signalPending(x.t.tid) {
-			x.cancel()
+		w, ok := signalsOf(x.t.tid)
+		if !ok || !h.l.Valid(x.t.id) {
+			x.cancel(errGone)
+			continue
 		}
+		if why := w.interrupts(x.shared); why != nil {
+			x.cancel(why)
+		}
+		x.shared = w.shared &^ w.blocked
 	}
 }
 
-// signalPending says whether a signal waits that thread tid would take: pending for it or for its
-// process, and not blocked by it.
-func signalPending(tid int) bool {
+// signals are what /proc/TID/status says of a thread's.
+type signals struct {
+	own, shared, blocked uint64 // pending for it, pending for its process, masked
+	leader               bool   // it is its process's main thread
+	alone                bool   // its process has no other thread
+}
+
+// interrupts decides whether a held call of the thread has to end, and how sure that is; before is what
+// it would have taken at the last look. A signal for a process is given to one of the threads that do not
+// block it, which is marked (complete_signal in kernel/signal.c), and nobody shows us which one. Who does
+// not wait in a call of ours takes it at once, so what is still there at the next look may be for us.
+func (w signals) interrupts(before uint64) error {
+	shared := w.shared &^ w.blocked
+	switch {
+	case w.own&^w.blocked != 0, w.alone && shared != 0:
+		return intercept.Signalled
+	case shared&before != 0:
+		return errProcess
+	}
+	return nil
+}
+
+func signalsOf(tid int) (w signals, ok bool) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
 	if err != nil {
-		return true
+		return w, false
+	}
+	field := func(key string) string {
+		_, rest, _ := bytes.Cut(b, []byte("\n"+key+":\t"))
+		value, _, _ := bytes.Cut(rest, []byte("\n"))
+		return string(value)
 	}
 	mask := func(key string) uint64 {
-		_, rest, ok := bytes.Cut(b, []byte("\n"+key+":\t"))
-		if !ok || len(rest) < 16 {
-			return 0
-		}
-		v, _ := strconv.ParseUint(string(rest[:16]), 16, 64)
+		v, _ := strconv.ParseUint(field(key), 16, 64)
 		return v
 	}
-	return (mask("SigPnd")|mask("ShdPnd"))&^mask("SigBlk") != 0
+	return signals{own: mask("SigPnd"), shared: mask("ShdPnd"), blocked: mask("SigBlk"),
+		leader: field("Pid") == field("Tgid"), alone: field("Threads") == "1"}, true
 }
 
 // canceller is a descriptor that becomes readable when ctx ends, to poll beside another one.

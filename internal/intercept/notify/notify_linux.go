@@ -21,13 +21,16 @@ package notify
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/intercept"
 	"github.com/stead-dev/stead/internal/sys"
 )
@@ -43,10 +46,12 @@ type Supervisor struct {
 	cwds   cwds
 	path   [maxPath]byte // of the call at hand
 
-	pids pidfds
+	pids  pidfds
+	netns uint64 // see netnsOf
 
-	holds holds
-	left  leftovers
+	holds  holds
+	left   leftovers
+	taking sync.Mutex // held while a datagram is taken, by any goroutine; never over a wait
 
 	ending   atomic.Bool
 	receiver chan int      // the receiver's thread
@@ -56,7 +61,7 @@ type Supervisor struct {
 // Start begins to answer the calls that arrive on the listener, which it owns from now on. tree is
 // for Options.Paths, else nil.
 func Start(l sys.Listener, h intercept.Handler, tree intercept.Tree) (*Supervisor, error) {
-	s := &Supervisor{l: l, h: h, tree: tree, receiver: make(chan int, 1), received: make(chan struct{})}
+	s := &Supervisor{l: l, h: h, tree: tree, netns: ownNetns(), receiver: make(chan int, 1), received: make(chan struct{})}
 	s.copies, _ = tree.(intercept.Copies)
 	if tree != nil {
 		if err := s.cwds.init(tree.Root()); err != nil {
@@ -154,7 +159,8 @@ func (s *Supervisor) finish(t *task, sock *intercept.Socket, o intercept.Outcome
 	s.end(context.Background(), t, o)
 }
 
-// restart is ERESTARTSYS of include/linux/errno.h, never seen by a program.
+// restart is ERESTARTSYS of include/linux/errno.h. A program never sees it, if the thread that gets it
+// has a signal to take: else the number is the call's errno.
 const restart = unix.Errno(512)
 
 // end answers the call. An interrupted hold is answered with ERESTARTSYS: the kernel runs the
@@ -164,14 +170,41 @@ func (s *Supervisor) end(ctx context.Context, t *task, o intercept.Outcome) {
 	case o.Continue:
 		s.l.Continue(t.id)
 	case o.Errno == unix.EINTR && ctx.Err() != nil:
-		s.l.Answer(t.id, 0, restart)
+		s.interrupt(t, context.Cause(ctx))
 	default:
 		s.l.Answer(t.id, o.Value, o.Errno)
 	}
 }
 
+// interrupt answers a call whose hold ended for the reason why. Where it is not sure that the thread has
+// a signal to take, the thread is stopped by ptrace on its way back, which has the kernel look: it takes
+// the signal, or makes the call again.
+func (s *Supervisor) interrupt(t *task, why error) {
+	answer := restart
+	switch why {
+	case errClosed:
+		answer = unix.ENOSYS
+	case errProcess:
+		runtime.LockOSThread() // ptrace belongs to the thread
+		defer runtime.UnlockOSThread()
+		if unix.PtraceSeize(t.tid) == nil {
+			l := &lead{tid: t.tid}
+			defer l.release()
+			_ = unix.PtraceInterrupt(t.tid)
+		} else if w, _ := signalsOf(t.tid); !w.leader {
+			// Somebody else traces it. The kernel likes the main thread best, so it is most likely that
+			// this one has nothing to take.
+			answer = unix.EINTR
+		}
+	}
+	s.l.Answer(t.id, 0, answer)
+}
+
 // trouble fails a call that we cannot answer rightly, and says why once.
 func (s *Supervisor) trouble(t *task, errno unix.Errno, err error) {
+	if errors.Is(err, unix.EPERM) {
+		err = fault.With(err, "a program that lets nobody trace it, as ssh-agent and gpg-agent do, is started without stead or by --files mount (for every program, sysctl kernel.yama.ptrace_scope must be 0 or 1)")
+	}
 	s.h.Trouble(fmt.Errorf("%s of thread %d: %w", t.name, t.tid, err))
 	s.l.Answer(t.id, 0, errno)
 }

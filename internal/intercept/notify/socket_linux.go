@@ -112,6 +112,14 @@ func (p *pidfds) group(tid int) (g process, ok bool) {
 	return t.group, true
 }
 
+// process returns the number of the process of a thread that waits in a call.
+func (p *pidfds) process(tid int) (int, error) {
+	if g, ok := p.group(tid); ok {
+		return g.tgid, nil
+	}
+	return threadGroup(tid)
+}
+
 // takeFD is getfd without a cache, for any goroutine.
 func takeFD(tid, fd int) (int, error) {
 	pfd, err := unix.PidfdOpen(tid, sys.PidfdThread)
@@ -162,8 +170,28 @@ func threadGroup(tid int) (int, error) {
 	return id, nil
 }
 
+// netnsOf is the cookie of a socket's network namespace, 0 where the kernel does not tell.
+func netnsOf(fd int) uint64 {
+	c, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0
+	}
+	return c
+}
+
+// ownNetns is the cookie of ours.
+func ownNetns() uint64 {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	return netnsOf(fd)
+}
+
 // socket takes the socket that the call names in argument 0. nil means that the call has been
-// answered: it is no IPv4 or IPv6 socket, so the kernel runs the call, or it cannot be taken.
+// answered: it is no IPv4 or IPv6 socket, or one of a network namespace that the program made, in which
+// neither pod nor laptop are, so the kernel runs the call; or it cannot be taken.
 func (s *Supervisor) socket(t *task) *intercept.Socket {
 	num := t.fd(0)
 	if num < 0 {
@@ -191,6 +219,11 @@ func (s *Supervisor) socket(t *task) *intercept.Socket {
 		s.l.Continue(t.id)
 		return nil
 	}
+	if s.netns != 0 && netnsOf(fd) != s.netns {
+		unix.Close(fd)
+		s.l.Continue(t.id)
+		return nil
+	}
 	sock := &intercept.Socket{FD: fd, Family: family}
 	sock.Type, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	sock.Protocol, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
@@ -202,14 +235,23 @@ func (s *Supervisor) socket(t *task) *intercept.Socket {
 		return nil
 	}
 	sock.Nonblock = flags&unix.O_NONBLOCK != 0
-	tid, cookie := t.tid, sock.Cookie
-	sock.Again = func() (int, error) { return again(tid, num, cookie) }
+	tid, group, cookie := t.tid, t.tid, sock.Cookie
+	if t.nr == unix.SYS_CONNECT { // whose answer may come when the thread is gone
+		if g, err := s.pids.process(tid); err == nil {
+			group = g
+		}
+	}
+	sock.Again = func() (int, error) { return again(tid, group, num, cookie) }
 	return sock
 }
 
-// again takes descriptor num of the process of thread tid, if it still is the socket.
-func again(tid, num int, cookie uint64) (int, error) {
+// again takes descriptor num of thread tid, or when that has ended of its process, if it still is the
+// socket.
+func again(tid, group, num int, cookie uint64) (int, error) {
 	fd, err := takeFD(tid, num)
+	if err == unix.ESRCH && group != tid {
+		fd, err = takeFD(group, num)
+	}
 	if err != nil {
 		return -1, err
 	}

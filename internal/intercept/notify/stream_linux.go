@@ -3,11 +3,11 @@ package notify
 import (
 	"context"
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"runtime"
 	"sync"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -180,11 +180,11 @@ func (s *Supervisor) accept(t *task) {
 		s.l.Continue(t.id) // EINVAL
 		return
 	}
-	fd, errno := s.acceptNow(sock, flags)
+	fd, errno := s.acceptNow(t, sock, flags)
 	if errno == unix.EAGAIN && !sock.Nonblock {
 		s.holds.add(t, func(ctx context.Context) {
 			defer closeSocket(sock)
-			fd, errno := s.acceptSoon(ctx, sock, flags)
+			fd, errno := s.acceptSoon(ctx, t, sock, flags)
 			if errno == unix.EINTR {
 				s.end(ctx, t, intercept.Fail(errno))
 				return
@@ -197,9 +197,10 @@ func (s *Supervisor) accept(t *task) {
 	s.accepted(t, sock, fd, errno, flags)
 }
 
-// acceptNow takes a waiting connection, EAGAIN when there is none. It does not block: the poll and
-// the accept are under one lock, and nobody else accepts.
-func (s *Supervisor) acceptNow(sock *intercept.Socket, flags int) (int, unix.Errno) {
+// acceptNow takes a waiting connection, EAGAIN when there is none, EINTR when the caller waits no more. It
+// does not block, whatever somebody else makes of O_NONBLOCK meanwhile: the poll and the accept are under
+// one lock, and nobody else accepts.
+func (s *Supervisor) acceptNow(t *task, sock *intercept.Socket, flags int) (int, unix.Errno) {
 	s.left.mu.Lock()
 	defer s.left.mu.Unlock()
 	if fd, ok := s.left.takeLocked(sock.Cookie); ok {
@@ -208,25 +209,31 @@ func (s *Supervisor) acceptNow(sock *intercept.Socket, flags int) (int, unix.Err
 		}
 		return fd, 0
 	}
-	if !sock.Nonblock {
+	for {
 		p := []unix.PollFd{{Fd: int32(sock.FD), Events: unix.POLLIN}}
-		if n, _ := unix.Poll(p, 0); n == 0 {
+		if n, _ := unix.Poll(p, 0); n <= 0 {
 			return -1, unix.EAGAIN
 		}
+		if !s.l.Valid(t.id) { // so what comes waits for the next caller
+			return -1, unix.EINTR
+		}
+		fd, e := sys.AcceptNow(sock.FD, flags&unix.SOCK_NONBLOCK)
+		if e != 0 {
+			return -1, e
+		}
+		if !s.left.knockLocked(fd) {
+			return fd, 0
+		}
+		unix.Close(fd)
 	}
-	fd, _, e := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(sock.FD), 0, 0, uintptr(flags&unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC), 0, 0)
-	if e != 0 {
-		return -1, e
-	}
-	return int(fd), 0
 }
 
-func (s *Supervisor) acceptSoon(ctx context.Context, sock *intercept.Socket, flags int) (int, unix.Errno) {
+func (s *Supervisor) acceptSoon(ctx context.Context, t *task, sock *intercept.Socket, flags int) (int, unix.Errno) {
 	for {
 		if e := waitReadable(ctx, sock.FD); e != 0 {
 			return -1, e
 		}
-		fd, e := s.acceptNow(sock, flags)
+		fd, e := s.acceptNow(t, sock, flags)
 		if e != unix.EAGAIN {
 			return fd, e
 		}
@@ -261,9 +268,9 @@ func (s *Supervisor) accepted(t *task, listener *intercept.Socket, fd int, errno
 	case nil:
 		unix.Close(fd)
 	case unix.ENOENT: // the caller died or was interrupted: the client must not suffer
-		s.left.keep(listener.Cookie, fd)
+		s.left.keep(listener, fd)
 	default: // EMFILE: the caller's table is full
-		s.left.keep(listener.Cookie, fd)
+		s.left.keep(listener, fd)
 		s.l.Answer(t.id, 0, err.(unix.Errno))
 	}
 }
@@ -272,19 +279,19 @@ func (s *Supervisor) accepted(t *task, listener *intercept.Socket, fd int, errno
 func (s *Supervisor) inject(t *task, fd int, cloexec bool) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	var old, all uint64
-	all = ^uint64(0)
-	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
-	err := s.l.AddFDSend(t.id, fd, cloexec)
-	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
-	return err
+	defer sys.SetSignals(sys.BlockAllSignals())
+	return s.l.AddFDSend(t.id, fd, cloexec)
 }
 
 // leftovers are accepted connections that found no caller, by listener. Nobody tells us that a
 // listener is closed, so a connection is dropped when no accept came for it in time.
+//
+// Whoever waits for the listener to be readable must learn of it, which the kernel tells of connections in
+// its queue alone: so for each that we keep there is one of ours, a knock, that nobody is given.
 type leftovers struct {
 	mu       sync.Mutex
 	byCookie map[uint64][]leftover
+	knocks   map[netip.AddrPort]time.Time // by our end
 }
 
 type leftover struct {
@@ -294,11 +301,11 @@ type leftover struct {
 
 const leftoverAge = 30 * time.Second
 
-func (l *leftovers) keep(cookie uint64, fd int) {
+func (l *leftovers) keep(listener *intercept.Socket, fd int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.byCookie == nil {
-		l.byCookie = make(map[uint64][]leftover)
+		l.byCookie, l.knocks = make(map[uint64][]leftover), make(map[netip.AddrPort]time.Time)
 	}
 	for c, q := range l.byCookie {
 		for len(q) > 0 && time.Since(q[0].since) > leftoverAge {
@@ -309,7 +316,53 @@ func (l *leftovers) keep(cookie uint64, fd int) {
 			delete(l.byCookie, c)
 		}
 	}
-	l.byCookie[cookie] = append(l.byCookie[cookie], leftover{fd, time.Now()})
+	maps.DeleteFunc(l.knocks, func(_ netip.AddrPort, at time.Time) bool { return time.Since(at) > leftoverAge })
+	l.byCookie[listener.Cookie] = append(l.byCookie[listener.Cookie], leftover{fd, time.Now()})
+	if from, err := knock(listener); err == nil {
+		l.knocks[from] = time.Now()
+	}
+}
+
+// knock makes the listener readable, and tells as whom it is to be known. Where it cannot, connections that
+// wait in the kernel's queue make it so, or none does.
+func knock(listener *intercept.Socket) (from netip.AddrPort, err error) {
+	sa, err := unix.Getsockname(listener.FD)
+	if err != nil {
+		return from, err
+	}
+	to := inet.Reach(inet.FromUnix(sa), true)
+	family := unix.AF_INET
+	if to.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return from, err
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, inet.ToUnix(family, to)); err != nil && err != unix.EINPROGRESS {
+		return from, err
+	}
+	_, _ = unix.Write(fd, []byte{0}) // for TCP_DEFER_ACCEPT
+	if sa, err = unix.Getsockname(fd); err != nil {
+		return from, err
+	}
+	return inet.FromUnix(sa), nil
+}
+
+// knockLocked says whether an accepted connection is a knock of ours.
+func (l *leftovers) knockLocked(fd int) bool {
+	if len(l.knocks) == 0 {
+		return false
+	}
+	sa, err := unix.Getpeername(fd)
+	if err != nil {
+		return false
+	}
+	from := inet.Unmap(inet.FromUnix(sa))
+	_, ok := l.knocks[from]
+	delete(l.knocks, from)
+	return ok
 }
 
 func (l *leftovers) takeLocked(cookie uint64) (int, bool) {

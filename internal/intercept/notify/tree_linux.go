@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stead-dev/stead/internal/intercept"
+	"github.com/stead-dev/stead/internal/sys"
 )
 
 // This file looks things up in the tree. Everything in it may wait for whoever serves the tree, so
@@ -311,13 +312,10 @@ func parent(tree intercept.Tree, tid int, name string) (place, string, unix.Errn
 	return p, base, errno
 }
 
-// emptyPath is "" for calls on a descriptor.
-var emptyPath = [1]byte{}
-
 // statOf is newfstatat(2) on fd as the kernel fills it in.
 func statOf(fd, flags int) result {
 	b := make([]byte, unsafe.Sizeof(unix.Stat_t{}))
-	_, _, e := unix.Syscall6(sysNewfstatat, uintptr(fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(unsafe.Pointer(&b[0])), uintptr(unix.AT_EMPTY_PATH|flags), 0, 0)
+	e := sys.StatFD(fd, flags, (*unix.Stat_t)(unsafe.Pointer(&b[0])))
 	return result{errno: e, memory: b}
 }
 
@@ -337,12 +335,13 @@ func (s *Supervisor) statOf(t *task, fd, buf, sync int) result {
 }
 
 func (s *Supervisor) statx(t *task) {
-	mask := t.args[3]
+	mask := uint32(t.args[3])
 	s.attributes(t, 1, int(int32(t.args[2])), func(fd, sync int) result {
 		b := make([]byte, unsafe.Sizeof(unix.Statx_t{}))
-		_, _, e := unix.Syscall6(unix.SYS_STATX, uintptr(fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(unix.AT_EMPTY_PATH|sync), uintptr(mask), uintptr(unsafe.Pointer(&b[0])), 0)
+		st := (*unix.Statx_t)(unsafe.Pointer(&b[0]))
+		e := sys.StatxFD(fd, sync, mask, st)
 		if e == 0 {
-			s.shownX((*unix.Statx_t)(unsafe.Pointer(&b[0])))
+			s.shownX(st)
 		}
 		return result{errno: e, memory: b, addr: t.args[4]}
 	})
@@ -396,8 +395,7 @@ func (s *Supervisor) access(t *task, path, mode, flags int) {
 			return fails(errno)
 		}
 		defer p.close()
-		_, _, e := unix.Syscall6(unix.SYS_FACCESSAT2, uintptr(p.fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(want), unix.AT_EMPTY_PATH|unix.AT_EACCESS, 0, 0)
-		return fails(e)
+		return fails(sys.AccessFD(p.fd, want))
 	})
 }
 
@@ -416,7 +414,7 @@ func (s *Supervisor) readlink(t *task, path, buf, size int) {
 	}
 	s.at(t, name, false, func(p place) result {
 		b := make([]byte, min(n, maxPath))
-		got, _, e := unix.Syscall6(unix.SYS_READLINKAT, uintptr(p.fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0)
+		got, e := sys.ReadlinkFD(p.fd, b)
 		if e == unix.ENOENT { // what the kernel says of an O_PATH descriptor that is no link
 			e = unix.EINVAL
 		}

@@ -229,5 +229,5 @@ func Push(ctx context.Context, index v1.ImageIndex, ref string) (string, error) 
 }
 
 func badName(ref string, err error) error {
-	return fault.With(fmt.Errorf("image name %q: %w", ref, err), "REGISTRY/NAME:TAG, say registry.example.com/tools/stead-agent:1")
+	return fault.With(fmt.Errorf("image name %q: %w: %w", ref, ErrName, err), "REGISTRY/NAME:TAG, say registry.example.com/tools/stead-agent:1")
 }

@@ -137,8 +137,9 @@ func (p *linePrefix) Write(b []byte) (int, error) {
 }
 
 // callMain sends requests from where it runs; it is started in the client pod.
-func callMain(args []string) int {
+func callMain(args []string, stdout, stderr io.Writer) int {
 	fs := flag.NewFlagSet("call", flag.ContinueOnError)
+	fs.SetOutput(stderr)
 	count := fs.Int("count", 1, "")
 	concurrency := fs.Int("concurrency", 1, "")
 	method := fs.String("method", "GET", "")
@@ -167,20 +168,20 @@ func callMain(args []string) int {
 			b, err := one()
 			mu.Lock()
 			defer mu.Unlock()
-			os.Stdout.Write(b)
+			stdout.Write(b)
 			if err != nil {
 				failed++
-				fmt.Fprintln(os.Stderr, "error:", err)
+				fmt.Fprintln(stderr, "error:", err)
 			}
 			<-slots
 		}()
 	}
 	wg.Wait()
 	if *count > 1 {
-		fmt.Fprintf(os.Stderr, "%d requests in %v, %d failed\n", *count, time.Since(began).Round(time.Millisecond), failed)
+		fmt.Fprintf(stderr, "%d requests in %v, %d failed\n", *count, time.Since(began).Round(time.Millisecond), failed)
 	}
 	if failed > 0 {
-		fmt.Fprintln(os.Stderr, "hint: stead playground status (the pods and their addresses)")
+		fmt.Fprintln(stderr, "hint: stead playground status (the pods and their addresses)")
 		return 1
 	}
 	return 0

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -100,7 +101,7 @@ func enterPod(spec *podSpec) error {
 			return err
 		}
 	}
-	if err := layRoot(upper, work, root); err != nil {
+	if err := layRoot(submounts, upper, work, root); err != nil {
 		return fmt.Errorf("overlay over the machine's root: %w", err)
 	}
 	for _, m := range submounts { // a home or a work directory on a file system of its own
@@ -139,60 +140,114 @@ func enterPod(spec *podSpec) error {
 }
 
 // layRoot makes root the machine's root with upper on top. In a user namespace mounts that came from
-// outside are locked to their place, and a directory with one below it cannot be a lower layer: the
-// root then is put together of its directories, each an overlay where it can be one, and bound as
-// it is where it cannot.
-func layRoot(upper, work, root string) error {
-	overlay := func(lower, upper, work, at string) error {
-		options := "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + work
-		err := unix.Mount("pod", at, "overlay", 0, options)
-		if err != nil {
-			err = unix.Mount("pod", at, "overlay", 0, options+",userxattr")
-		}
-		return err
-	}
+// outside are locked to their place, and a directory with one below it cannot be a lower layer: such a
+// directory then is put together of its entries, each an overlay where it can be one, put together where
+// a mount is below it, and bound as it is where it is a mount itself.
+func layRoot(mounts []string, upper, work, root string) error {
 	if overlay("/", upper, work, root) == nil {
 		return nil
 	}
 	if err := unix.Mount(root, root, "", unix.MS_BIND, ""); err != nil { // a root is a mount
 		return err
 	}
-	entries, err := os.ReadDir("/")
+	return layDir(mounts, "/", upper, work, root)
+}
+
+func overlay(lower, upper, work, at string) error {
+	options := "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + work
+	err := unix.Mount("pod", at, "overlay", 0, options)
+	if err != nil {
+		err = unix.Mount("pod", at, "overlay", 0, options+",userxattr")
+	}
+	return err
+}
+
+// layDir puts a directory together at at, which is empty, of the machine's entries in from and of those
+// in upper, which win.
+func layDir(mounts []string, from, upper, work, at string) error {
+	entries, err := os.ReadDir(from)
 	if err != nil {
 		return err
 	}
+	there := map[string]bool{}
 	for _, e := range entries {
-		from, at, above, scratch := "/"+e.Name(), filepath.Join(root, e.Name()), filepath.Join(upper, e.Name()), filepath.Join(work, e.Name())
-		if e.Type() == os.ModeSymlink {
-			to, err := os.Readlink(from)
-			if err == nil {
-				err = os.Symlink(to, at)
-			}
-			if err != nil {
-				return err
-			}
-			continue
+		there[e.Name()] = true
+	}
+	own, err := os.ReadDir(upper)
+	if err != nil {
+		return err
+	}
+	for _, e := range own {
+		if !there[e.Name()] {
+			entries = append(entries, e)
 		}
-		if !e.IsDir() {
-			continue
-		}
-		for _, d := range []string{at, above, scratch} {
-			if err := os.MkdirAll(d, 0o755); err != nil {
-				return err
-			}
-		}
-		switch from {
-		case "/proc", "/sys", "/dev", "/tmp", "/run": // of the pod's own
-			continue
-		}
-		if overlay(from, above, scratch, at) == nil {
-			continue
-		}
-		if err := unix.Mount(from, at, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-			return fmt.Errorf("%s: %w", from, err)
+	}
+	for _, e := range entries {
+		name := e.Name()
+		if err := layEntry(mounts, e, filepath.Join(from, name), filepath.Join(upper, name), filepath.Join(work, name), filepath.Join(at, name)); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func layEntry(mounts []string, e os.DirEntry, from, upper, work, at string) error {
+	bind := func(what string) error {
+		if err := unix.Mount(what, at, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		return nil
+	}
+	st, uerr := os.Lstat(upper)
+	switch {
+	case uerr == nil && (!st.IsDir() || !e.IsDir()): // the pod's own instead of the machine's
+		if st.IsDir() {
+			if err := os.Mkdir(at, 0o755); err != nil {
+				return err
+			}
+			return bind(upper)
+		}
+		fallthrough
+	case !e.IsDir() && e.Type() != os.ModeSymlink:
+		what := from
+		if uerr == nil {
+			what = upper
+		}
+		if err := os.WriteFile(at, nil, 0o600); err != nil {
+			return err
+		}
+		return bind(what)
+	case e.Type() == os.ModeSymlink:
+		to, err := os.Readlink(from)
+		if err != nil {
+			return err
+		}
+		return os.Symlink(to, at)
+	}
+	for _, d := range []string{at, upper, work} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	switch from {
+	case "/proc", "/sys", "/dev", "/tmp", "/run": // of the pod's own
+		return nil
+	}
+	if _, err := os.Lstat(from); errors.Is(err, os.ErrNotExist) { // the machine has none
+		return bind(upper)
+	}
+	if overlay(from, upper, work, at) == nil {
+		return nil
+	}
+	for _, m := range mounts {
+		if strings.HasPrefix(m, from+"/") && !slices.Contains(mounts, from) {
+			if err := layDir(mounts, from, upper, work, at); !errors.Is(err, os.ErrPermission) {
+				return err
+			}
+			break // what we may not list, we may not lay out
+		}
+	}
+	return bind(from)
 }
 
 // copyTree copies a tree of small files.

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -56,8 +57,10 @@ const (
 	wordCall   = "__call"
 )
 
-// Main runs this process as a part of the playground if args ask for it.
-func Main(args []string) (code int, handled bool) {
+// Main runs this process as a part of the playground if args ask for it. Only the one that makes calls in
+// the pod client writes to stdout and stderr, as the command that it is a part of would: answers, and
+// error: and hint: for those that there were none to. The others tell who started them.
+func Main(args []string, stdout, stderr io.Writer) (code int, handled bool) {
 	if len(args) == 0 {
 		return 0, false
 	}
@@ -69,7 +72,7 @@ func Main(args []string) (code int, handled bool) {
 	case wordApp:
 		return appMain(args[1:]), true
 	case wordCall:
-		return callMain(args[1:]), true
+		return callMain(args[1:], stdout, stderr), true
 	}
 	return 0, false
 }

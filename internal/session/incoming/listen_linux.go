@@ -3,6 +3,7 @@ package incoming
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"syscall"
 	"time"
@@ -18,70 +19,94 @@ import (
 // Bind answers bind(2). The kernel runs it as it stands where it can; a port that the laptop does
 // not give is exchanged, and an address that is the pod's becomes any.
 func (r *Room) Bind(s *intercept.Socket, at netip.AddrPort) intercept.Outcome {
-	if s.Family == unix.AF_INET && !at.Addr().Is4() {
+	switch {
+	case s.Family == unix.AF_INET && !at.Addr().Is4():
+		return intercept.Continue
+	case at.Addr().IsLinkLocalUnicast(): // which has a scope, that of an interface of the laptop's
+		return intercept.Continue
+	case s.Type != unix.SOCK_STREAM && s.Type != unix.SOCK_DGRAM:
 		return intercept.Continue
 	}
-	if s.Type == unix.SOCK_DGRAM {
-		return r.bindUDP(s, at)
-	}
-	if s.Type != unix.SOCK_STREAM || at.Port() == 0 {
-		return intercept.Continue
-	}
-	err := unix.Bind(s.FD, inet.ToUnix(s.Family, at))
+	real := at
+	err := bind(s, real)
 	if err == unix.EADDRNOTAVAIL { // not one of the laptop's addresses: the pod's
-		any := inet.Any(s.Family == unix.AF_INET6)
-		err = unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(any, at.Port())))
-		at = netip.AddrPortFrom(any, at.Port())
-		if err == nil {
-			return intercept.Outcome{}
-		}
+		real = netip.AddrPortFrom(inet.Any(s.Family == unix.AF_INET6), at.Port())
+		err = bind(s, real)
 	}
-	switch err {
-	case nil:
-		return intercept.Outcome{}
-	case unix.EADDRINUSE, unix.EACCES:
-		if r.OwnTCP(at.Port()) {
-			return intercept.Fail(unix.EADDRINUSE) // the program's own listener: as in the pod
-		}
-	default:
+	if s.Type == unix.SOCK_STREAM && (err == unix.EADDRINUSE || err == unix.EACCES) {
+		real, err = r.exchange(s, real)
+	}
+	if err != nil {
 		return intercept.Fail(err.(unix.Errno))
 	}
-	if err := unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(at.Addr(), 0))); err != nil {
-		return intercept.Fail(err.(unix.Errno))
-	}
-	r.mu.Lock()
-	r.bound[s.Cookie] = at
-	r.mu.Unlock()
-	sa, _ := unix.Getsockname(s.FD)
-	r.c.Notice(fmt.Sprintf("port %d of the laptop is taken or privileged: on the laptop the program listens on %d instead", at.Port(), inet.FromUnix(sa).Port()))
+	r.name(s, at, real)
 	return intercept.Outcome{}
 }
 
-// bindUDP notes the port, so that datagrams to the program itself stay on the laptop.
-func (r *Room) bindUDP(s *intercept.Socket, at netip.AddrPort) intercept.Outcome {
-	if at.Addr().IsUnspecified() || at.Addr().Unmap().IsLoopback() {
-		if err := unix.Bind(s.FD, inet.ToUnix(s.Family, at)); err != nil {
-			return intercept.Fail(err.(unix.Errno))
+func bind(s *intercept.Socket, at netip.AddrPort) error {
+	return unix.Bind(s.FD, inet.ToUnix(s.Family, at))
+}
+
+// exchange binds s to another port than that of at, which the laptop does not give.
+func (r *Room) exchange(s *intercept.Socket, at netip.AddrPort) (real netip.AddrPort, err error) {
+	r.mu.Lock()
+	own, given := !r.here[at.Port()].IsZero(), r.given[at.Port()]
+	r.mu.Unlock()
+	if own {
+		return at, unix.EADDRINUSE // as in the pod
+	}
+	if given != 0 {
+		// Where another socket of the program's had that port exchanged the same one is tried, so that
+		// the kernel says how the two get along, and shares connections out.
+		real = netip.AddrPortFrom(at.Addr(), given)
+		if bind(s, real) == nil {
+			return real, nil
 		}
-	} else {
-		err := unix.Bind(s.FD, inet.ToUnix(s.Family, at))
-		if err == unix.EADDRNOTAVAIL {
-			any := inet.Any(s.Family == unix.AF_INET6)
-			err = unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(any, at.Port())))
+		if _, own := r.OwnTCP(at.Port()); own {
+			return at, unix.EADDRINUSE
 		}
-		if err != nil {
-			return intercept.Fail(err.(unix.Errno))
-		}
+	}
+	real = netip.AddrPortFrom(at.Addr(), 0)
+	return real, bind(s, real)
+}
+
+// name notes what is to be known of a socket that asked for at and was bound to real.
+func (r *Room) name(s *intercept.Socket, at, real netip.AddrPort) {
+	if at == real && s.Type == unix.SOCK_STREAM {
+		return
 	}
 	var st unix.Stat_t
 	sa, err := unix.Getsockname(s.FD)
 	if err != nil || unix.Fstat(s.FD, &st) != nil {
-		return intercept.Outcome{}
+		return
+	}
+	port, now := inet.FromUnix(sa).Port(), time.Now()
+	exchanged := at.Port() != 0 && at.Port() != port
+	if exchanged {
+		r.c.Notice(fmt.Sprintf("port %d of the laptop is taken or privileged: on the laptop the program listens on %d instead", at.Port(), port))
 	}
 	r.mu.Lock()
-	r.udp[inet.FromUnix(sa).Port()] = st.Ino
-	r.mu.Unlock()
-	return intercept.Outcome{}
+	defer r.mu.Unlock()
+	if exchanged {
+		r.given[at.Port()] = port
+	}
+	if s.Type == unix.SOCK_DGRAM { // datagrams to the program itself stay on the laptop
+		r.udp[s.Cookie] = bound{inode: st.Ino, since: now, port: port}
+	}
+	if at == real {
+		return
+	}
+	if at.Port() == 0 {
+		at = netip.AddrPortFrom(at.Addr(), port)
+	}
+	r.named[s.Cookie] = bound{inode: st.Ino, since: now, kind: s.Type, at: at}
+}
+
+// Leaves is told that the program connects a socket: its names are another room's from now on.
+func (r *Room) Leaves(s *intercept.Socket) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.named, s.Cookie)
 }
 
 // Listen answers listen(2): the socket listens first, so that no connection comes too early, then
@@ -101,14 +126,15 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	local := inet.FromUnix(sa)
 	r.mu.Lock()
 	believed := local.Port()
-	if at, ok := r.bound[s.Cookie]; ok {
-		believed = at.Port()
+	if b, ok := r.named[s.Cookie]; ok {
+		believed = b.at.Port()
 	}
-	r.here[local.Port()] = true
+	now := time.Now()
+	r.here[local.Port()] = now
+	l := listener{at: inet.Reach(local, inet.V6Only(s.FD)), ipv6: s.Family == unix.AF_INET6, since: now}
 	p := r.ports[believed]
-	if p != nil { // SO_REUSEPORT, or a second listen
-		p.inodes[st.Ino] = true
-		p.local = reach(local)
+	if p != nil { // another family, SO_REUSEPORT, or a second listen
+		p.listeners[st.Ino] = l
 		r.mu.Unlock()
 		return intercept.Outcome{}
 	}
@@ -116,29 +142,37 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	if r.c.Mode == "" {
 		return intercept.Outcome{}
 	}
-	p = &port{local: reach(local), inodes: map[uint64]bool{st.Ino: true}}
-	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome { return r.subscribe(ctx, believed, p) }}
+	p = &port{listeners: map[uint64]listener{st.Ino: l}}
+	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
+		ctx, cancel := intercept.Patient(ctx)
+		defer cancel()
+		return r.subscribe(ctx, believed, p)
+	}}
 }
 
 func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.Outcome {
 	r.mu.Lock()
-	if r.ports[number] != nil {
+	if r.ports[number] != nil || r.released {
 		r.mu.Unlock()
 		return intercept.Outcome{}
 	}
 	r.ports[number] = p // before the first connection can come
 	r.mu.Unlock()
 	sub, reply, err := r.c.Pod.Subscribe(ctx, wire.Subscribe{Network: "tcp", Port: number, Mode: r.c.Mode, Probes: r.c.Probes[number]})
-	if err == nil && reply.Errno == 0 {
-		r.mu.Lock()
-		p.sub = sub
-		r.mu.Unlock()
-		return intercept.Outcome{}
-	}
+	given := err == nil && reply.Errno == 0
 	r.mu.Lock()
-	delete(r.ports, number)
+	switch wanted := r.ports[number] == p; {
+	case given && wanted:
+		p.sub = sub
+	case given: // released meanwhile
+		defer sub.Close()
+	case wanted:
+		delete(r.ports, number)
+	}
 	r.mu.Unlock()
 	switch {
+	case given:
+		return intercept.Outcome{}
 	case err != nil && ctx.Err() != nil:
 		return intercept.Fail(unix.EINTR)
 	case err != nil:
@@ -157,41 +191,16 @@ func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.
 	return intercept.Outcome{}
 }
 
-// reach is the address at which a listener bound to local is reached from the laptop itself.
-func reach(local netip.AddrPort) netip.AddrPort {
-	a := local.Addr()
-	switch {
-	case a == netip.IPv6Unspecified():
-		// An IPv6 wildcard takes IPv4 too unless it is V6ONLY; ::1 is right for both.
-		a = inet.Loopback(true)
-	case a.IsUnspecified():
-		a = inet.Loopback(false)
-	case a.Is4In6():
-		a = a.Unmap()
-		if a.IsUnspecified() {
-			a = inet.Loopback(false)
-		}
-	}
-	return netip.AddrPortFrom(a, local.Port())
-}
-
 // noteLeg binds our socket and tells its address before it connects.
-func noteLeg(note func(netip.AddrPort), to netip.Addr) func(context.Context, string, string, syscall.RawConn) error {
+func noteLeg(source netip.Addr, note func(netip.AddrPort)) func(context.Context, string, string, syscall.RawConn) error {
 	return func(_ context.Context, _, _ string, c syscall.RawConn) error {
 		var err error
 		cerr := c.Control(func(fd uintptr) {
 			family := unix.AF_INET
-			if to.Is6() {
+			if source.Is6() {
 				family = unix.AF_INET6
 			}
-			at := inet.Loopback(false)
-			if to.Is6() {
-				at = inet.Loopback(true)
-			}
-			if !to.IsLoopback() {
-				at = to // an address of the laptop's: from itself
-			}
-			if err = unix.Bind(int(fd), inet.ToUnix(family, netip.AddrPortFrom(at, 0))); err != nil {
+			if err = unix.Bind(int(fd), inet.ToUnix(family, netip.AddrPortFrom(source, 0))); err != nil {
 				return
 			}
 			var sa unix.Sockaddr
@@ -220,16 +229,16 @@ func (r *Room) PeerName(s *intercept.Socket) (netip.AddrPort, bool) {
 	return inet.Shape(s.Family, in.Remote), ok
 }
 
-// SockName answers for a connection that came from the pod, and for a listener whose port was
-// exchanged.
+// SockName answers for a connection that came from the pod, and for a socket that is bound to something
+// else than it asked for.
 func (r *Room) SockName(s *intercept.Socket) (netip.AddrPort, bool) {
 	if in, ok := r.caught(s); ok {
 		return inet.Shape(s.Family, in.Local), true
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	at, ok := r.bound[s.Cookie]
-	return at, ok
+	b, ok := r.named[s.Cookie]
+	return b.at, ok
 }
 
 // caught finds the connection by our end of its leg, which is the socket's real peer.
@@ -247,6 +256,51 @@ func (r *Room) caught(s *intercept.Socket) (wire.Incoming, bool) {
 // watchEvery is how often the program's listeners are looked for: nobody tells us of a close.
 const watchEvery = time.Second
 
+const (
+	// heardTime is how long the answers to a datagram may take, or the next one may be in coming.
+	heardTime = 5 * time.Minute
+	maxHeard  = 10000
+)
+
+// ReceivesAny says whether the program has bound a UDP socket.
+func (r *Room) ReceivesAny() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.udp) > 0
+}
+
+// ReceivesFor says whether s is a UDP socket that the program bound: Hear wants to know its datagrams.
+func (r *Room) ReceivesFor(s *intercept.Socket) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.udp[s.Cookie]
+	return ok
+}
+
+// Hear is told that a datagram from the laptop reached the program, so that the answers find the way back.
+func (r *Room) Hear(from netip.AddrPort) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.heard) < maxHeard {
+		r.heard[inet.Unmap(from)] = time.Now()
+	}
+}
+
+// Heard says whether a datagram from there has reached the program on the laptop.
+func (r *Room) Heard(from netip.AddrPort) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	from = inet.Unmap(from)
+	_, ok := r.heard[from]
+	if ok {
+		r.heard[from] = time.Now()
+	}
+	return ok
+}
+
+// listenTime is how long after its bind a socket may begin to listen or to connect.
+const listenTime = 10 * time.Minute
+
 // watch gives back the ports on which the program listens no more.
 func (r *Room) watch() {
 	tick := time.NewTicker(watchEvery)
@@ -258,7 +312,7 @@ func (r *Room) watch() {
 		case <-tick.C:
 		}
 		r.mu.Lock()
-		idle := len(r.ports) == 0 && len(r.udp) == 0 && len(r.here) == 0
+		idle := len(r.ports) == 0 && len(r.udp) == 0 && len(r.here) == 0 && len(r.named) == 0 && len(r.heard) == 0
 		r.mu.Unlock()
 		if !idle {
 			r.sweep()
@@ -266,44 +320,70 @@ func (r *Room) watch() {
 	}
 }
 
-// listens asks the kernel whether anybody of this machine listens on the TCP port.
-func listens(port uint16) (yes bool) {
+// listensHere asks the kernel whether anybody of this machine listens on the TCP port.
+func listensHere(port uint16) (yes bool) {
 	err := inet.Sockets("tcp", func(s inet.Row) { yes = yes || s.Port == port })
 	return yes || err != nil
 }
 
 func (r *Room) sweep() {
-	listening, inodes, udp := make(map[uint16]bool), make(map[uint64]bool), make(map[uint64]bool)
-	err := inet.Sockets("tcp", func(s inet.Row) {
-		listening[s.Port], inodes[s.Inode] = true, true
-	})
-	if err != nil || inet.Sockets("udp", func(s inet.Row) { udp[s.Inode] = true }) != nil {
-		return
+	if t, err := look(); err == nil {
+		r.giveBack(t)
 	}
+}
+
+// tables are the sockets of the laptop, as the kernel tells them. What came after at may be missing.
+type tables struct {
+	at        time.Time
+	listening map[uint16]bool
+	tcp, udp  map[uint64]bool // inodes
+}
+
+func look() (tables, error) {
+	t := tables{at: time.Now(), listening: make(map[uint16]bool), tcp: make(map[uint64]bool), udp: make(map[uint64]bool)}
+	err := inet.Sockets("tcp", func(s inet.Row) {
+		t.listening[s.Port], t.tcp[s.Inode] = true, true
+	})
+	if err == nil {
+		err = inet.Sockets("udp", func(s inet.Row) { t.udp[s.Inode] = true })
+	}
+	return t, err
+}
+
+// giveBack forgets what is not there any more.
+func (r *Room) giveBack(t tables) {
+	gone := func(there bool, since time.Time) bool { return !there && since.Before(t.at) }
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for n, p := range r.ports {
-		alive := false
-		for ino := range p.inodes {
-			if inodes[ino] {
-				alive = true
-			} else {
-				delete(p.inodes, ino)
+		for ino, l := range p.listeners {
+			if gone(t.tcp[ino], l.since) {
+				delete(p.listeners, ino)
 			}
 		}
-		if !alive && p.sub != nil {
+		if len(p.listeners) == 0 && p.sub != nil {
 			p.sub.Close()
 			delete(r.ports, n)
 		}
 	}
-	for n := range r.here {
-		if !listening[n] {
+	for n, since := range r.here {
+		if gone(t.listening[n], since) {
 			delete(r.here, n)
 		}
 	}
-	for n, ino := range r.udp {
-		if !udp[ino] {
-			delete(r.udp, n)
+	for c, u := range r.udp {
+		if gone(t.udp[u.inode], u.since) {
+			delete(r.udp, c)
+		}
+	}
+	maps.DeleteFunc(r.heard, func(_ netip.AddrPort, last time.Time) bool { return last.Before(t.at.Add(-heardTime)) })
+	for c, b := range r.named {
+		since := b.since
+		if b.kind == unix.SOCK_STREAM { // the tables have those that listen
+			since = since.Add(listenTime)
+		}
+		if gone(t.tcp[b.inode] || t.udp[b.inode], since) {
+			delete(r.named, c)
 		}
 	}
 }

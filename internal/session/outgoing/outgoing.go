@@ -5,7 +5,8 @@
 // be allowed to see of that (names, errors) is answered from the table here, by SO_COOKIE.
 //
 // A blocking connect is held until the pod's kernel has answered, then the program's socket is
-// connected to a listener of ours, which succeeds at once.
+// connected to a listener of ours, which succeeds at once. One that a signal interrupts goes on as a
+// non-blocking one.
 //
 // A non-blocking connect must return at once and complete later, with the pod's answer. Neither
 // connecting the loopback leg at once (it would complete too early, a refusal would come as a
@@ -15,7 +16,8 @@
 // connects to the program's: the two SYNs cross, and the kernel completes both ends by TCP's
 // simultaneous open (RFC 9293, 3.5) within microseconds. When the pod's answer is an error the
 // program's socket is shut down, which ends SYN_SENT and wakes every poller, and SO_ERROR is
-// answered with the pod's errno. So epoll, poll, a second connect and getsockopt all say what they
+// answered with the pod's errno. A refused one is then connected to where our kernel refuses it, so
+// that send and recv tell it, too. So epoll, poll, a second connect and getsockopt all say what they
 // say without us, whatever the program does meanwhile.
 //
 // Nobody tells us that the program closed a socket: no entry holds the program's socket open, and
@@ -24,6 +26,7 @@ package outgoing
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -54,9 +57,13 @@ type Network struct {
 type Config struct {
 	Pod     Pod
 	Network Network
-	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port.
-	OwnTCP, OwnUDP func(port uint16) bool
-	Trouble        func(error)
+	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port; real is the
+	// laptop's that it has in its place.
+	OwnTCP func(port uint16) (real uint16, ok bool)
+	OwnUDP func(port uint16) bool
+	// Heard says whether a datagram from there reached the program on the laptop: what goes there answers it.
+	Heard   func(from netip.AddrPort) bool
+	Trouble func(error)
 }
 
 // Room keeps the program's outgoing sockets.
@@ -77,8 +84,9 @@ type Room struct {
 	hole4, hole6   *blackhole
 
 	mu    sync.Mutex
-	socks map[uint64]*sock // TCP, by cookie
-	dead  []*sock          // failed ones, oldest first: their program may never ask
+	socks map[uint64]*sock         // TCP, by cookie
+	dead  []*sock                  // failed ones, oldest first: their program may never ask
+	legs  map[netip.AddrPort]*sock // the pending ones, by their end of the loopback
 
 	udp udpTable
 }
@@ -86,10 +94,12 @@ type Room struct {
 // sock is what is known of one of the program's TCP sockets. Guarded by Room.mu.
 type sock struct {
 	cookie      uint64
+	family      int // of a pending one
 	state       state
 	peer, local netip.AddrPort
 	errno       syscall.Errno // of a failed one; 0 when the program has been told
 	since       time.Time
+	done        chan struct{} // closed when it is pending no more; nil where it never was
 }
 
 type state uint8
@@ -105,7 +115,7 @@ const deadAge = 2 * time.Minute
 
 // New opens the listeners on the laptop's loopback.
 func New(c Config) (*Room, error) {
-	r := &Room{c: c, socks: make(map[uint64]*sock), synRetries: synRetries()}
+	r := &Room{c: c, socks: make(map[uint64]*sock), legs: make(map[netip.AddrPort]*sock), synRetries: synRetries()}
 	r.SetNetwork(c.Network)
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	if err := r.open(); err != nil {
@@ -167,13 +177,32 @@ func (r *Room) localFor(to netip.Addr, port uint16) netip.AddrPort {
 
 // Connect answers connect(2).
 func (r *Room) Connect(s *intercept.Socket, to netip.AddrPort) intercept.Outcome {
-	switch s.Type {
-	case syscall.SOCK_STREAM:
+	switch {
+	case other(s):
+		return r.refuseOther(to)
+	case s.Type == syscall.SOCK_STREAM:
 		return r.connectTCP(s, to)
-	case syscall.SOCK_DGRAM:
+	case s.Type == syscall.SOCK_DGRAM:
 		return r.connectUDP(s, to)
 	}
 	return intercept.Continue
+}
+
+// other says whether a socket sends what is no TCP or UDP: a raw one, or one of ping's.
+func other(s *intercept.Socket) bool {
+	return s.Type == syscall.SOCK_RAW || s.Type == syscall.SOCK_DGRAM && s.Protocol != syscall.IPPROTO_UDP
+}
+
+// refuseOther answers for such a socket: what it sends to the pod's network would leave from the laptop's,
+// where the address is somebody else's, or be answered by the laptop itself.
+func (r *Room) refuseOther(to netip.AddrPort) intercept.Outcome {
+	a := to.Addr().Unmap()
+	nothing := func(uint16) bool { return false }
+	if !to.IsValid() || a.IsLoopback() || a.IsUnspecified() || r.network.Load().Policy.Destination(to, nothing).Where == policy.Laptop {
+		return intercept.Continue
+	}
+	r.c.Trouble(errors.New("ping and raw sockets: only TCP and UDP leave from the pod"))
+	return intercept.Fail(syscall.EHOSTUNREACH)
 }
 
 // PeerName answers getpeername(2) for a socket of ours.

@@ -2,7 +2,6 @@ package outgoing
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -32,6 +31,10 @@ func (r *Room) connectTCP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 	}
 	r.mu.Lock()
 	if k := r.socks[s.Cookie]; k != nil {
+		if k.state == pending && !s.Nonblock {
+			r.mu.Unlock()
+			return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome { return r.await(ctx, s, to, k) }}
+		}
 		if k.state != failed {
 			r.mu.Unlock()
 			return intercept.Continue // EISCONN and EALREADY are the kernel's to say
@@ -48,15 +51,43 @@ func (r *Room) connectTCP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 	if s.Family == unix.AF_INET && !to.Addr().Is4() {
 		return intercept.Continue // EAFNOSUPPORT or EINVAL
 	}
-	d := r.network.Load().Policy.Destination(to, r.c.OwnTCP)
+	if to.Addr().Is4In6() && inet.V6Only(s.FD) {
+		return intercept.Continue // ENETUNREACH
+	}
+	real := to.Port()
+	d := r.network.Load().Policy.Destination(to, func(port uint16) (own bool) {
+		real, own = r.c.OwnTCP(port)
+		return own
+	})
 	if d.Where == policy.Laptop {
-		return intercept.Continue
+		return onLaptop(s, to, real)
 	}
 	ask := wire.Dial{Network: "tcp", To: d.To, Bind: r.bound(s), Options: r.options(s, d.To)}
 	if s.Nonblock && s.Protocol == unix.IPPROTO_TCP {
 		return r.connectSoon(s, to, ask)
 	}
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome { return r.connectNow(ctx, s, to, ask) }}
+}
+
+// onLaptop leaves a connection to the kernel, but for one to a port of the program's own that was
+// exchanged.
+func onLaptop(s *intercept.Socket, to netip.AddrPort, real uint16) intercept.Outcome {
+	if real == to.Port() {
+		return intercept.Continue
+	}
+	connect := func(context.Context) intercept.Outcome {
+		err := ignoringEINTR(func() error {
+			return unix.Connect(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(to.Addr(), real)))
+		})
+		if err != nil {
+			return intercept.Fail(err.(unix.Errno))
+		}
+		return intercept.Outcome{}
+	}
+	if s.Nonblock {
+		return connect(nil)
+	}
+	return intercept.Outcome{Later: connect}
 }
 
 // peer is the far end that the program is shown, which is the one that it asked for (a resolver drops what
@@ -80,6 +111,39 @@ func (r *Room) bound(s *intercept.Socket) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	return netip.AddrPortFrom(inet.Any(!a.Addr().Unmap().Is4()), a.Port())
+}
+
+// answer is the pod's to a dial.
+type answer struct {
+	stream tunnel.Stream
+	reply  wire.Reply
+	err    error
+}
+
+// dial asks the pod for a connection. The answer is to be taken, with leave if by nobody else.
+func (r *Room) dial(ask wire.Dial) (got chan answer, end context.CancelFunc) {
+	got = make(chan answer, 1)
+	ctx, end := context.WithCancel(r.ctx)
+	r.work.Add(1)
+	go func() {
+		defer r.work.Done()
+		defer end()
+		stream, reply, err := r.c.Pod.Dial(ctx, ask)
+		got <- answer{stream, reply, err}
+	}()
+	return got, end
+}
+
+// leave ends a dial whose answer nobody wants.
+func (r *Room) leave(got <-chan answer, end context.CancelFunc) {
+	end()
+	r.work.Add(1)
+	go func() {
+		defer r.work.Done()
+		if a := <-got; a.stream != nil {
+			a.stream.Reset(0)
+		}
+	}()
 }
 
 // options reads what the program has set on its socket. What the kernel tells of TCP_SYNCNT where it is
@@ -111,114 +175,206 @@ func synRetries() int {
 	return n
 }
 
-// connectNow holds the call until the pod has answered. An interrupted one leaves nothing: the
-// program's socket is untouched until the pod's connection stands.
+// connectNow holds the call until the pod has answered. When a signal or SO_SNDTIMEO ends the call before,
+// it is as in a kernel: the socket goes on connecting.
 func (r *Room) connectNow(ctx context.Context, s *intercept.Socket, to netip.AddrPort, ask wire.Dial) intercept.Outcome {
-	caller := ctx
-	timeout := false
-	if tv, err := unix.GetsockoptTimeval(s.FD, unix.SOL_SOCKET, unix.SO_SNDTIMEO); err == nil && (tv.Sec != 0 || tv.Usec != 0) && !s.Nonblock {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Duration(tv.Nano()))
-		defer cancel()
-		timeout = true
+	got, end := r.dial(ask)
+	timeout, stop := sendTimeout(s)
+	defer stop()
+	var a answer
+	errno := unix.Errno(0)
+	select {
+	case a = <-got:
+	case <-ctx.Done():
+		errno = unix.EINTR
+	case <-timeout:
+		errno = unix.EINPROGRESS
 	}
-	stream, reply, err := r.c.Pod.Dial(ctx, ask)
+	if errno != 0 {
+		if s.Protocol != unix.IPPROTO_TCP || r.pend(s, to, ask, got) != unix.EINPROGRESS {
+			r.leave(got, end)
+		}
+		return intercept.Fail(errno)
+	}
 	switch {
-	case err != nil && caller.Err() != nil:
-		return intercept.Fail(unix.EINTR)
-	case err != nil && timeout && errors.Is(err, context.DeadlineExceeded):
-		return intercept.Fail(unix.EINPROGRESS) // connect(2): what SO_SNDTIMEO gives
-	case err != nil:
-		r.trouble(ask, err)
+	case a.err != nil:
+		r.trouble(ask, a.err)
 		return intercept.Fail(errLost)
-	case reply.Errno != 0:
-		return intercept.Fail(unix.Errno(reply.Errno))
+	case a.reply.Errno != 0:
+		return intercept.Fail(unix.Errno(a.reply.Errno))
 	}
-	k := &sock{cookie: s.Cookie, state: connected, peer: inet.Shape(s.Family, peer(to)), local: inet.Shape(s.Family, reply.Local)}
+	k := &sock{cookie: s.Cookie, state: connected, peer: inet.Shape(s.Family, peer(to)), local: inet.Shape(s.Family, a.reply.Local)}
 	l, target := r.relayFor(s, to)
 	if l == nil {
-		stream.Reset(0)
+		a.stream.Reset(0)
 		return intercept.Fail(unix.EADDRNOTAVAIL)
 	}
 	conn, errno := l.join(s, target)
 	if errno != 0 {
-		stream.Reset(0)
+		a.stream.Reset(0)
 		return intercept.Fail(errno)
 	}
 	r.mu.Lock()
 	r.setLocked(k)
 	r.mu.Unlock()
-	r.relay(k, conn, stream)
+	r.relay(k, conn, a.stream)
 	return intercept.Outcome{}
+}
+
+// sendTimeout is SO_SNDTIMEO of a blocking socket, which bounds its connect.
+func sendTimeout(s *intercept.Socket) (timeout <-chan time.Time, stop func() bool) {
+	tv, err := unix.GetsockoptTimeval(s.FD, unix.SOL_SOCKET, unix.SO_SNDTIMEO)
+	if err != nil || tv.Sec == 0 && tv.Usec == 0 || s.Nonblock {
+		return nil, func() bool { return false }
+	}
+	t := time.NewTimer(time.Duration(tv.Nano()))
+	return t.C, t.Stop
+}
+
+// await holds a connect of a socket that is connecting already: it was interrupted, and comes again.
+func (r *Room) await(ctx context.Context, s *intercept.Socket, to netip.AddrPort, k *sock) intercept.Outcome {
+	timeout, stop := sendTimeout(s)
+	defer stop()
+	select {
+	case <-k.done:
+		r.mu.Lock()
+		known := r.socks[s.Cookie] == k
+		r.mu.Unlock()
+		if !known {
+			return intercept.Fail(unix.ETIMEDOUT) // the laptop's kernel gave up before the pod's
+		}
+		return r.connectTCP(s, to)
+	case <-ctx.Done():
+		return intercept.Fail(unix.EINTR)
+	case <-timeout:
+		return intercept.Fail(unix.EALREADY)
+	}
 }
 
 // connectSoon sends the program's socket into SYN_SENT and returns EINPROGRESS.
 func (r *Room) connectSoon(s *intercept.Socket, to netip.AddrPort, ask wire.Dial) intercept.Outcome {
+	return intercept.Fail(r.pend(s, to, ask, nil))
+}
+
+// pend sends the program's socket into SYN_SENT, where it stays until the pod's answer comes; EINPROGRESS
+// is success. got is where that comes, nil where the pod has not been asked yet.
+func (r *Room) pend(s *intercept.Socket, to netip.AddrPort, ask wire.Dial, got <-chan answer) unix.Errno {
 	hole, target := r.holeFor(s, to)
 	if hole == nil {
-		return intercept.Fail(unix.EADDRNOTAVAIL)
+		return unix.EADDRNOTAVAIL
 	}
-	if err := unix.Connect(s.FD, target); err != unix.EINPROGRESS {
+	if err := begin(s, target); err != unix.EINPROGRESS {
 		if err == nil {
 			err = unix.ECONNREFUSED // cannot be: the hole's queue is full
 		}
-		return intercept.Fail(err.(unix.Errno))
+		return err.(unix.Errno)
 	}
 	sa, err := unix.Getsockname(s.FD)
 	if err != nil {
-		return intercept.Fail(unix.ENOBUFS)
+		return unix.ENOBUFS
 	}
 	leg := inet.FromUnix(sa)
 	leg = inet.Unmap(leg)
 	k := &sock{
-		cookie: s.Cookie, state: pending, peer: inet.Shape(s.Family, peer(to)),
+		cookie: s.Cookie, family: s.Family, state: pending, peer: inet.Shape(s.Family, peer(to)),
 		local: inet.Shape(s.Family, r.localFor(ask.To.Addr(), leg.Port())),
+		done:  make(chan struct{}),
 	}
 	r.mu.Lock()
 	r.setLocked(k)
+	r.legs[leg] = k
 	r.mu.Unlock()
+	if got == nil {
+		got, _ = r.dial(ask)
+	}
 	again := s.Again
 	r.work.Add(1)
 	go func() {
 		defer r.work.Done()
-		stream, reply, err := r.c.Pod.Dial(r.ctx, ask)
-		errno := unix.Errno(reply.Errno)
-		if err != nil {
-			r.trouble(ask, err)
-			errno = errLost
-		}
-		if errno != 0 {
-			r.fail(k, errno, again)
-			return
-		}
-		r.mu.Lock()
-		k.state, k.local = connected, inet.Shape(s.Family, reply.Local)
-		r.mu.Unlock()
-		conn, err := hole.open(leg)
-		if err != nil { // the program has closed its socket
-			stream.Reset(0)
-			r.forget(k)
-			return
-		}
-		r.relay(k, conn, stream)
+		defer close(k.done)
+		r.complete(k, hole, leg, ask, <-got, again)
 	}()
-	return intercept.Fail(unix.EINPROGRESS)
+	return unix.EINPROGRESS
 }
 
-// fail ends a pending connect with the pod's errno. The errno is noted first: the program asks
-// for it as soon as the shutdown wakes it.
-func (r *Room) fail(k *sock, errno unix.Errno, again func() (int, error)) {
+// begin is connect(2) that does not wait, whatever the socket's flags, which are others' too.
+func begin(s *intercept.Socket, target unix.Sockaddr) error {
+	if s.Nonblock {
+		return unix.Connect(s.FD, target)
+	}
+	old, err := unix.GetsockoptTimeval(s.FD, unix.SOL_SOCKET, unix.SO_SNDTIMEO)
+	if err != nil {
+		return err
+	}
+	if err := unix.SetsockoptTimeval(s.FD, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Usec: 1}); err != nil {
+		return err
+	}
+	defer unix.SetsockoptTimeval(s.FD, unix.SOL_SOCKET, unix.SO_SNDTIMEO, old)
+	if err = unix.Connect(s.FD, target); err == unix.EINTR {
+		err = unix.EINPROGRESS
+	}
+	return err
+}
+
+// complete ends a pending connect with the pod's answer.
+func (r *Room) complete(k *sock, hole *blackhole, leg netip.AddrPort, ask wire.Dial, a answer, again func() (int, error)) {
+	errno := unix.Errno(a.reply.Errno)
+	if a.err != nil {
+		r.trouble(ask, a.err)
+		errno = errLost
+	}
 	r.mu.Lock()
-	k.state, k.errno, k.since = failed, errno, time.Now()
-	r.dead = append(r.dead, k)
+	// A closed socket's port may be another's by now, whose connect is not this one.
+	still := r.legs[leg] == k
+	if still {
+		delete(r.legs, leg)
+	}
+	if still && errno == 0 {
+		k.state, k.local = connected, inet.Shape(k.family, a.reply.Local)
+	}
 	r.mu.Unlock()
+	if errno != 0 {
+		r.fail(k, errno, again, hole)
+		return
+	}
+	if still {
+		if conn, err := hole.open(leg); err == nil {
+			r.relay(k, conn, a.stream)
+			return
+		}
+	}
+	a.stream.Reset(0) // the program has closed its socket
+	r.forget(k)
+}
+
+// fail ends a pending connect with the pod's errno. The errno is noted first: the program asks for it
+// as soon as the shutdown wakes it. A refusal is our kernel's own in the end, and nothing is noted then.
+func (r *Room) fail(k *sock, errno unix.Errno, again func() (int, error), hole *blackhole) {
+	r.mu.Lock()
+	still := r.socks[k.cookie] == k // else it was dissolved, and may connect elsewhere by now
+	if still {
+		k.state, k.errno, k.since = failed, errno, time.Now()
+		r.dead = append(r.dead, k)
+	}
+	r.mu.Unlock()
+	if !still {
+		return
+	}
 	fd, err := again()
 	if err != nil {
 		// Closed, or moved to another descriptor: then the kernel's own time-out ends it.
 		return
 	}
 	defer unix.Close(fd)
-	_ = unix.Shutdown(fd, unix.SHUT_RDWR)
+	if errno != unix.ECONNREFUSED {
+		_ = unix.Shutdown(fd, unix.SHUT_RDWR)
+		return
+	}
+	r.mu.Lock() // the program may ask, or connect again, when both steps are done
+	defer r.mu.Unlock()
+	if hole.refuse(fd) && r.socks[k.cookie] == k {
+		delete(r.socks, k.cookie)
+	}
 }
 
 // relay carries the bytes until both directions have ended. It owns conn and stream.
@@ -246,7 +402,7 @@ func (r *Room) relayFor(s *intercept.Socket, to netip.AddrPort) (*listener, unix
 	if use6(s, to) && r.relay6 != nil {
 		return r.relay6, inet.ToUnix(s.Family, r.relay6.addr)
 	}
-	if v6only(s) {
+	if inet.V6Only(s.FD) {
 		return nil, nil
 	}
 	return r.relay4, inet.ToUnix(s.Family, r.relay4.addr)
@@ -256,7 +412,7 @@ func (r *Room) holeFor(s *intercept.Socket, to netip.AddrPort) (*blackhole, unix
 	if use6(s, to) && r.hole6 != nil {
 		return r.hole6, inet.ToUnix(s.Family, r.hole6.addr)
 	}
-	if v6only(s) {
+	if inet.V6Only(s.FD) {
 		return nil, nil
 	}
 	return r.hole4, inet.ToUnix(s.Family, r.hole4.addr)
@@ -265,14 +421,6 @@ func (r *Room) holeFor(s *intercept.Socket, to netip.AddrPort) (*blackhole, unix
 // use6 says whether the leg is to be IPv6: the socket is, and the address is no v4-mapped one.
 func use6(s *intercept.Socket, to netip.AddrPort) bool {
 	return s.Family == unix.AF_INET6 && !to.Addr().Is4In6() && !to.Addr().Is4()
-}
-
-func v6only(s *intercept.Socket) bool {
-	if s.Family != unix.AF_INET6 {
-		return false
-	}
-	v, err := unix.GetsockoptInt(s.FD, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
-	return err == nil && v != 0
 }
 
 // fileConn turns a socket of ours into a net.Conn, which owns it.

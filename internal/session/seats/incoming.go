@@ -18,8 +18,13 @@ const catchUpEvery = 2 * time.Second
 // incoming takes a caught connection, as if the one pod had caught it.
 func (s *Seat) incoming(st tunnel.Stream, in wire.Incoming) {
 	s.mu.Lock()
-	in.Subscription = s.told[in.Subscription]
+	id, asked := s.told[in.Subscription]
 	s.mu.Unlock()
+	if !asked { // there may be nobody to take it
+		_ = st.Reset(uint32(syscall.ECONNREFUSED))
+		return
+	}
+	in.Subscription = id
 	s.room.c.Incoming(st, in)
 }
 

@@ -344,6 +344,26 @@ func TestAPortIsAskedForAtEveryPodAlsoAtThoseThatCome(t *testing.T) {
 	})
 }
 
+func TestAConnectionThatNobodyAskedForIsRefused(t *testing.T) {
+	try(t, time.Minute, func(t *testing.T, b *bench, first *agent, p *pods) {
+		first.mu.Lock()
+		c := first.tunnel
+		first.mu.Unlock()
+		st, err := c.Open(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		wire.Write(st, wire.Open{Kind: wire.KindIncoming, Incoming: &wire.Incoming{Subscription: 1}})
+		var r wire.Reply
+		if err := wire.Read(st, &r); err == nil && r.Errno == 0 {
+			t.Error("it is taken")
+		}
+		if len(b.incoming) != 0 {
+			t.Errorf("told as %v", b.incoming)
+		}
+	})
+}
+
 func TestWhenThePodEndsTheNextIsStoodForAndThePortsStay(t *testing.T) {
 	try(t, time.Minute, func(t *testing.T, b *bench, first *agent, p *pods) {
 		second := b.agent("c")

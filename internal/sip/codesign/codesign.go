@@ -137,10 +137,10 @@ func (d *Directory) hashOf(n int) []byte {
 type HashType uint8
 
 const (
-	SHA1            HashType = 1
-	SHA256          HashType = 2
-	SHA256Truncated HashType = 3
-	SHA384          HashType = 4
+	SHA1            HashType = 1 // 20 bytes; macOS before 10.12 knows no other
+	SHA256          HashType = 2 // 32 bytes; what we sign with
+	SHA256Truncated HashType = 3 // the first 20 bytes of a SHA-256
+	SHA384          HashType = 4 // 48 bytes
 )
 
 type hashRow struct {

@@ -58,10 +58,10 @@ func Entitlements(xml, der []byte) (b []NewBlob) {
 	return b
 }
 
+// The pages that are hashed one by one: both CPUs accept pages of 4 KiB.
 const (
-	// PageBits and PageSize: both CPUs accept pages of 4 KiB.
-	PageBits = 12
-	PageSize = 1 << PageBits
+	PageBits = 12            // binary logarithm of PageSize, as a CodeDirectory has it
+	PageSize = 1 << PageBits // bytes
 
 	directorySize = 88 // of version 0x20400
 )

@@ -11,12 +11,12 @@ import (
 type FileType uint32
 
 const (
-	Object   FileType = 1
-	Execute  FileType = 2
-	Dylib    FileType = 6
-	Dylinker FileType = 7
-	Bundle   FileType = 8
-	DSYM     FileType = 10
+	Object   FileType = 1  // MH_OBJECT, for the linker
+	Execute  FileType = 2  // MH_EXECUTE, a program
+	Dylib    FileType = 6  // MH_DYLIB, a dynamic library
+	Dylinker FileType = 7  // MH_DYLINKER: dyld
+	Bundle   FileType = 8  // MH_BUNDLE, a plug-in that dlopen loads
+	DSYM     FileType = 10 // MH_DSYM, debug symbols beside a binary
 )
 
 var fileTypeNames = map[FileType]string{

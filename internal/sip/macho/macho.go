@@ -46,13 +46,13 @@ const (
 type CPU uint32
 
 const (
-	X86    CPU = 7
-	X86_64 CPU = 7 | 1<<24
-	ARM    CPU = 12
-	ARM64  CPU = 12 | 1<<24
-	ARM32  CPU = 12 | 2<<24 // arm64_32
-	PPC    CPU = 18
-	PPC64  CPU = 18 | 1<<24
+	X86    CPU = 7          // i386
+	X86_64 CPU = 7 | 1<<24  // Intel Macs
+	ARM    CPU = 12         // 32 bits, of phones
+	ARM64  CPU = 12 | 1<<24 // Apple silicon; arm64e is a subtype
+	ARM32  CPU = 12 | 2<<24 // arm64_32, of watches
+	PPC    CPU = 18         // before 2006
+	PPC64  CPU = 18 | 1<<24 // before 2006, 64 bits
 )
 
 var cpuNames = map[CPU]string{

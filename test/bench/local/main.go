@@ -129,7 +129,7 @@ func (b *bench) run() {
 	output(b.stead, "playground", "up", "--detach")
 	defer output(b.stead, "playground", "down")
 	for _, c := range [][]string{
-		{b.self, "sink", "127.0.0.1:17001"}, {b.self, "echo", "127.0.0.1:17002"},
+		{b.self, "sink", "127.0.0.1:17001"}, {b.self, "echo", "127.0.0.1:17002"}, {b.self, "http", bareHTTP},
 		b.pod("db", b.self, "sink", ":7001"), b.pod("db", b.self, "echo", ":7002"),
 	} {
 		defer background(c...)()
@@ -140,7 +140,10 @@ func (b *bench) run() {
 	b.agent()
 }
 
-const noIncoming = "--no-incoming"
+const (
+	noIncoming = "--no-incoming"
+	bareHTTP   = "127.0.0.1:17003" // a server on the laptop
+)
 
 func (b *bench) table() {
 	fmt.Println("| what | bare | under stead | ratio |\n|---|---|---|---|")
@@ -159,12 +162,14 @@ func (b *bench) table() {
 		return before
 	}, func() float64 { return during })
 	const big = "/var/data/big.bin"
-	row("stat of a pod file, us (bare: in the pod)", value(b.pod("orders", b.self, "stats", big)...), under(b.self, "stats", big))
-	row("the same by the trap", value(b.pod("orders", b.self, "stats", big)...), value(b.under(noIncoming+" --files trap", b.self, "stats", big)...))
-	row("stat of a laptop file, us, by the trap", value(b.self, "stats", "/usr/bin/env"), value(b.under(noIncoming+" --files trap", b.self, "stats", "/usr/bin/env")...))
+	row("stat of a pod file, us (bare: in the pod)", value(b.pod("orders", b.self, "stats", big, "200000", "1")...), under(b.self, "stats", big, "200000", "1"))
+	row("the same by the trap", value(b.pod("orders", b.self, "stats", big, "200000", "1")...), value(b.under(noIncoming+" --files trap", b.self, "stats", big, "200000", "1")...))
+	row("stat of a laptop file, us, by the trap", value(b.self, "stats", "/usr/bin/env", "200000", "1"), value(b.under(noIncoming+" --files trap", b.self, "stats", "/usr/bin/env", "200000", "1")...))
 	const huge = "/var/data/huge.bin" // goes with the playground
 	output(b.pod("orders", "sh", "-c", "cat "+strings.Repeat(big+" ", 4)+"> "+huge)...)
-	row("first read of 256 MiB, MiB/s (bare: in the pod)", value(b.pod("orders", b.self, "read", huge)...), under(b.self, "read", huge))
+	for _, door := range []string{"mount", "trap"} {
+		row("first read of 256 MiB, "+door+", MiB/s (bare: in the pod)", value(b.pod("orders", b.self, "read", huge)...), value(b.under(noIncoming+" --files "+door, b.self, "read", huge)...))
+	}
 }
 
 // incoming measures what the target's clients see.
@@ -180,14 +185,34 @@ func (b *bench) incoming() {
 			return ask()
 		})
 	}
+	// A download of another client's from the app, which the session's program gets a copy of: what the
+	// app sends is not in the copy, so the program has only the request.
+	defer background(b.pod("orders", b.self, "source", ":7003")...)()
+	fetch := value(b.pod("client", b.self, "fetch", "orders:7003")...)
+	row("a download from a mirrored port, MiB/s (bare: without a session)", fetch, func() float64 {
+		defer background(b.under("--mirror", b.self, "sink", ":7003")...)()
+		return fetch()
+	})
 }
 
-// files measures programs that work on files of the laptop's, through both doors: each load is run
-// some times in one session.
-func (b *bench) files() {
-	work, err := os.MkdirTemp("/var/tmp", "stead-loads")
-	check(err)
-	defer os.RemoveAll(work)
+// load is a program that works on files of the laptop's.
+type load struct {
+	what string
+	n    int // how often in one session
+	argv []string
+	bare []string // natively, where that is not the same
+}
+
+// loads prepares in work what they need. A load whose program this machine lacks is left out.
+func (b *bench) loads(work string) (all []load) {
+	add := func(what string, n int, argv ...string) {
+		if _, err := exec.LookPath(argv[0]); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: left out: %s: %v\n", what, err)
+			return
+		}
+		all = append(all, load{what: what, n: n, argv: argv})
+	}
+	inWork := func(cmd string) []string { return []string{"sh", "-c", "cd " + work + " && " + cmd} }
 	var sources, objects []string
 	for i := range 24 {
 		name := fmt.Sprintf("f%d", i)
@@ -195,41 +220,98 @@ func (b *bench) files() {
 		sources, objects = append(sources, name+".c"), append(objects, name+".o")
 	}
 	check(os.WriteFile(filepath.Join(work, "Makefile"), []byte("all: "+strings.Join(objects, " ")+"\n%.o: %.c\n\tgcc -c -o $@ $<\n"), 0o644))
-	inWork := func(cmd string) []string { return []string{"sh", "-c", "cd " + work + " && " + cmd} }
 
-	fmt.Println("\n| load, ms | native | mount, ratio | trap, ratio |\n|---|---|---|---|")
-	for _, l := range []struct {
-		what string
-		n    int
-		argv []string
-	}{
-		{"true", 30, []string{"true"}},
-		{"bash -c true", 30, []string{"bash", "-c", "true"}},
-		{"python3 -c pass", 10, []string{"python3", "-c", "pass"}},
-		{"python3, five modules", 5, []string{"python3", "-c", "import asyncio, http.server, json, ssl, sqlite3"}},
-		{"node -e 0", 5, []string{"node", "-e", "0"}},
-		{"java -version", 5, []string{"java", "-version"}},
-		{"git status", 10, []string{"git", "status"}},
-		{"go build ./internal/wire, warm", 5, []string{"go", "build", "./internal/wire"}},
-		{"go vet ./internal/wire, warm", 5, []string{"go", "vet", "./internal/wire"}},
-		{"gcc -c, a small file", 10, inWork("gcc -c -o x.o f0.c")},
-		{"make -j2, 24 small files", 2, inWork("rm -f *.o; make -s -j2")},
-		{"find /usr/lib -newer X", 2, []string{"find", "/usr/lib", "-newer", "/usr/bin/env"}},
-	} {
-		load := append([]string{b.self, "load", strconv.Itoa(l.n)}, l.argv...)
-		var native, mount, trap []float64
+	add("true", 30, "true")
+	add("bash -c true", 30, "bash", "-c", "true")
+	add("bash, 20 commands", 10, "bash", "-c", strings.Repeat("/bin/true; ", 20))
+	add("python3 -c pass", 20, "/usr/bin/python3", "-c", "pass")
+	const modules = "import asyncio, http.server, json, ssl, sqlite3"
+	add("python3, five modules", 5, "/usr/bin/python3", "-c", modules)
+	if shim, err := exec.LookPath("python3"); err == nil && strings.Contains(shim, "/shims/") {
+		add("python3 -c pass behind a pyenv shim (shell scripts)", 5, shim, "-c", "pass")
+	}
+	add("node -e 0", 5, "node", "-e", "0")
+	if npm, err := exec.LookPath("npm"); err == nil {
+		c := exec.Command(npm, "install", "--silent", "--no-save", "--prefix", work, "eslint@9", "typescript@5")
+		c.Stderr = os.Stderr
+		check(c.Run())
+		add("node, require eslint and typescript", 5, "node", "-e", "require('"+work+"/node_modules/eslint'); require('"+work+"/node_modules/typescript')")
+	}
+	add("java -version", 5, "java", "-version")
+	if javac, err := exec.LookPath("javac"); err == nil {
+		output(javac, "-d", work, "test/bench/local/Fetch.java")
+		add("java, one HttpClient request", 3, "java", "-cp", work, "Fetch", "http://db/")
+		all[len(all)-1].bare = []string{"java", "-cp", work, "Fetch", "http://" + bareHTTP}
+	}
+	add("go version", 20, "go", "version")
+	add("go build ./..., warm", 3, "go", "build", "./...")
+	add("go vet ./internal/wire, warm", 5, "go", "vet", "./internal/wire")
+	add("git status", 20, "git", "status")
+	add("gcc -c, a small file", 10, inWork("gcc -c -o x.o f0.c")...)
+	add("make -j2, 24 small files", 2, inWork("rm -f *.o; make -s -j2")...)
+	add("find /usr/lib -newer X", 2, "find", "/usr/lib", "-newer", "/usr/bin/env")
+	add("ls -R /usr/lib", 2, "ls", "-R", "/usr/lib")
+	add("ls -lR /usr/share/doc", 2, "ls", "-lR", "/usr/share/doc")
+	add("stat, 100,000 times", 2, b.self, "stats", "/usr/bin/env", "100000", "1")
+	add("stat, 25,000 times in 4 threads", 2, b.self, "stats", "/usr/bin/env", "25000", "4")
+	return all
+}
+
+// files measures the loads natively and through both doors: each is run some times in one session.
+func (b *bench) files() {
+	work, err := os.MkdirTemp("/var/tmp", "stead-loads")
+	check(err)
+	defer os.RemoveAll(work)
+	all := b.loads(work)
+	doors := []string{"mount", "trap"}
+	under := func(door string, argv ...string) []string {
+		return b.under(noIncoming+" --files "+door+" --files-laptop "+work, argv...)
+	}
+	// CPU time is that of everybody: of the load, and of the session that serves it, without its start.
+	start := make([]float64, len(doors))
+	for i, door := range doors {
+		var d []float64
 		for range repeats {
-			x := value(load...)()
-			native = append(native, x)
-			for _, d := range []struct {
-				door string
-				to   *[]float64
-			}{{"mount", &mount}, {"trap", &trap}} {
-				*d.to = append(*d.to, value(b.under(noIncoming+" --files "+d.door+" --files-laptop "+work, load...)...)()/x)
+			_, cpu := costs(under(door, b.self, "nothing"))
+			d = append(d, cpu)
+		}
+		start[i] = median(d)
+	}
+	fmt.Println("\n| load, ms | native | mount, ratio | mount, CPU | trap, ratio | trap, CPU |\n|---|---|---|---|---|---|")
+	for _, l := range all {
+		argv := append([]string{b.self, "load", strconv.Itoa(l.n)}, l.argv...)
+		native := argv
+		if l.bare != nil {
+			native = append(argv[:3:3], l.bare...)
+		}
+		var walls []float64
+		ratios := make([][]float64, 2*len(doors))
+		for range repeats {
+			wall, cpu := costs(native)
+			walls = append(walls, wall)
+			for i, door := range doors {
+				w, c := costs(under(door, argv...))
+				ratios[2*i], ratios[2*i+1] = append(ratios[2*i], w/wall), append(ratios[2*i+1], (c-start[i])/cpu)
 			}
 		}
-		fmt.Printf("| %s | %s | %s | %s |\n", l.what, spread(native), spread(mount), spread(trap))
+		fmt.Printf("| %s | %s", l.what, spread(walls))
+		for _, r := range ratios {
+			fmt.Printf(" | %s", spread(r))
+		}
+		fmt.Println(" |")
 	}
+}
+
+// costs gives the number that a command prints and the CPU time of it and all its children, in
+// milliseconds.
+func costs(argv []string) (n, cpu float64) {
+	c := exec.Command(argv[0], argv[1:]...)
+	c.Stderr = os.Stderr
+	out, err := c.Output()
+	check(err)
+	n, err = strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
+	check(err)
+	return n, float64((c.ProcessState.UserTime() + c.ProcessState.SystemTime()).Microseconds()) / 1e3
 }
 
 // agent measures the agent's memory: with nothing to do, and with idle connections.

@@ -7,7 +7,9 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -15,21 +17,24 @@ import (
 // programs are what is measured: each prints one number.
 var programs = map[string]func(args []string) float64{
 	"bulk":     bulk,
+	"fetch":    fetch,
 	"pings":    pings,
 	"stats":    stats,
 	"read":     read,
 	"calls":    calls,
-	"load":     load,
+	"load":     runs,
+	"nothing":  func([]string) float64 { return 0 },
 	"requests": requests,
 }
 
 // servers print on their own; all but ticks run until they are killed.
 var servers = map[string]func(args []string){
-	"ticks": ticks,
-	"sink":  func(a []string) { serve(a[0], func(c net.Conn) { io.Copy(io.Discard, c) }) },
-	"echo":  func(a []string) { serve(a[0], func(c net.Conn) { io.Copy(c, c) }) },
-	"http":  serveHTTP,
-	"idle":  idle,
+	"ticks":  ticks,
+	"source": func(a []string) { serve(a[0], source) },
+	"sink":   func(a []string) { serve(a[0], func(c net.Conn) { io.Copy(io.Discard, c) }) },
+	"echo":   func(a []string) { serve(a[0], func(c net.Conn) { io.Copy(c, c) }) },
+	"http":   serveHTTP,
+	"idle":   idle,
 }
 
 func serve(addr string, f func(net.Conn)) {
@@ -59,6 +64,29 @@ func bulk(a []string) float64 {
 	return float64(total) / (1 << 20) / time.Since(began).Seconds()
 }
 
+// source sends for as long as somebody reads.
+func source(c net.Conn) {
+	for b := make([]byte, 256<<10); ; {
+		if _, err := c.Write(b); err != nil {
+			return
+		}
+	}
+}
+
+// fetch reads for a while and gives MiB/s.
+func fetch(a []string) float64 {
+	c, err := net.Dial("tcp", a[0])
+	check(err)
+	b := make([]byte, 256<<10)
+	began, total := time.Now(), 0
+	for time.Since(began) < 1500*time.Millisecond {
+		n, err := c.Read(b)
+		check(err)
+		total += n
+	}
+	return float64(total) / (1 << 20) / time.Since(began).Seconds()
+}
+
 // pings gives the median of a 1 KiB round trip in microseconds.
 func pings(a []string) float64 {
 	c, err := net.Dial("tcp", a[0])
@@ -76,15 +104,25 @@ func pings(a []string) float64 {
 	return median(d)
 }
 
-// stats gives microseconds for each of many stats of one file.
+// stats gives microseconds for each of many stats of one file, in some threads.
 func stats(a []string) float64 {
-	var st syscall.Stat_t
-	const n = 200_000
+	n, err := strconv.Atoi(a[1])
+	check(err)
+	threads, err := strconv.Atoi(a[2])
+	check(err)
 	began := time.Now()
-	for range n {
-		check(syscall.Stat(a[0], &st))
+	var work sync.WaitGroup
+	for range threads {
+		work.Go(func() {
+			runtime.LockOSThread()
+			var st syscall.Stat_t
+			for range n {
+				check(syscall.Stat(a[0], &st))
+			}
+		})
 	}
-	return float64(time.Since(began).Nanoseconds()) / 1e3 / n
+	work.Wait()
+	return float64(time.Since(began).Nanoseconds()) / 1e3 / float64(n)
 }
 
 // read gives MiB/s of reading a file once.
@@ -133,8 +171,8 @@ func ticks(a []string) {
 	fmt.Println(before, count())
 }
 
-// load runs a command some times and gives the median in milliseconds.
-func load(a []string) float64 {
+// runs runs a command some times and gives the median of its time in milliseconds.
+func runs(a []string) float64 {
 	n, err := strconv.Atoi(a[0])
 	check(err)
 	var d []float64

@@ -1,4 +1,5 @@
-// hello is the demo's program: it shows where it believes to be, or serves one request.
+// hello is what the demo runs, once in each language: it shows where it believes to be, then serves one
+// request. With the argument "serve" it only serves.
 package main
 
 import (
@@ -19,10 +20,13 @@ func check(err error) {
 }
 
 func main() {
-	if len(os.Args) > 2 {
-		serve(os.Args[2])
-		return
+	if len(os.Args) < 2 {
+		look()
 	}
+	serve()
+}
+
+func look() {
 	host, err := os.Hostname()
 	check(err)
 	config, err := os.ReadFile("/etc/orders/config.yaml")
@@ -31,23 +35,27 @@ func main() {
 	check(err)
 	c, err := net.Dial("tcp", "db:5432")
 	check(err)
+	defer c.Close()
 	fmt.Fprintln(c, "hello")
 	answer, err := bufio.NewReader(c).ReadString('\n')
 	check(err)
-	fmt.Printf("env    GREETING: %s\nhost   %s\nfile   /etc/orders/config.yaml: %d bytes\nname   db: %v\n", os.Getenv("GREETING"), host, len(config), addrs)
+	fmt.Println("env    GREETING:", os.Getenv("GREETING"))
+	fmt.Println("host  ", host)
+	fmt.Printf("file   /etc/orders/config.yaml: %d bytes\n", len(config))
+	fmt.Println("name   db:", addrs[0])
 	fmt.Printf("tcp    %v -> %v: %s", c.LocalAddr(), c.RemoteAddr(), answer)
 }
 
-// serve answers one request.
-func serve(port string) {
-	l, err := net.Listen("tcp", ":"+port)
+func serve() {
+	l, err := net.Listen("tcp", ":8080")
 	check(err)
-	fmt.Println("listening on", l.Addr())
+	fmt.Println("listening on 8080")
 	done := make(chan struct{}, 1)
 	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Println("got", r.Method, r.URL.Path, "from", r.RemoteAddr)
+		host, _, _ := net.SplitHostPort(r.RemoteAddr)
+		fmt.Println("got", r.Method, r.URL.Path, "from", host)
 		w.Header().Set("Connection", "close")
-		io.WriteString(w, "the program on the laptop: "+r.Method+" "+r.URL.Path)
+		io.WriteString(w, "the program on the laptop: "+r.Method+" "+r.URL.Path+"\n")
 		done <- struct{}{}
 	}))
 	<-done
