@@ -2,6 +2,8 @@ package policy
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -55,6 +57,38 @@ func TestEnvironmentOfThePodOverTheLaptops(t *testing.T) {
 	want := []string{"PATH=/laptop", "HOME=/home/me", "GREETING=pod", "EDITOR=vi", "POD_NAME=x"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// Each name of the list, and what stands for a trailing *: none comes from the pod, and the laptop's own
+// stays.
+func TestWhatBelongsToTheLaptopIsNeverImported(t *testing.T) {
+	var pod, laptop []string
+	for _, p := range neverImport {
+		key := strings.ReplaceAll(p, "*", "X")
+		pod, laptop = append(pod, key+"=pod"), append(laptop, key+"=laptop")
+		if Imported(key) {
+			t.Errorf("%s is imported", key)
+		}
+	}
+	if got := Environment(nil, append(pod, "APP=pod"), nil); !slices.Equal(got, []string{"APP=pod"}) {
+		t.Errorf("from the pod come %q", got)
+	}
+	if diff := cmp.Diff(laptop, Environment(laptop, pod, nil)); diff != "" {
+		t.Error(diff)
+	}
+	// By name, should the list lose a row.
+	for _, key := range strings.Fields("PATH HOME PWD OLDPWD PYTHONPATH PYTHONHOME GOPATH GOROOT GOFLAGS JAVA_HOME CLASSPATH JAVA_TOOL_OPTIONS NODE_PATH NODE_OPTIONS " +
+		"LD_PRELOAD LD_LIBRARY_PATH USER LOGNAME SHELL SHLVL TERM TMPDIR SSH_AUTH_SOCK XDG_RUNTIME_DIR BASH_ENV ENV _ GEM_HOME PERL5LIB RUBYLIB CARGO_HOME DOTNET_ROOT " +
+		"VIRTUAL_ENV CONDA_PREFIX MAVEN_OPTS GRADLE_HOME NVM_DIR npm_config_prefix STEAD_PLAYGROUND GODEBUG GOMAXPROCS") {
+		if Imported(key) {
+			t.Errorf("%s is imported", key)
+		}
+	}
+	for _, key := range strings.Fields("DATABASE_URL GREETING POD_NAME PATHS MY_PATH HOMEPAGE PWD_FILE JAVA_OPTS KUBERNETES_SERVICE_HOST HOSTNAME LANG TZ PORT") {
+		if !Imported(key) {
+			t.Errorf("%s is not imported", key)
+		}
 	}
 }
 

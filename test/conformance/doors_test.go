@@ -44,6 +44,15 @@ func TestTheDoorsAgree(t *testing.T) {
 	})
 }
 
+// What listing a directory says of a file's number is what stat says; tools that walk a tree rely on it. (By
+// the copies the two differ: notify/copies_linux.go.)
+func TestListingAndStatAgreeOnNumbers(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-inodes")
+	for _, door := range []string{"mount", "trap"} {
+		same(t, b, []string{"--files", door}, "python3", programs+"/probe.py", "inodes", "/var/data/many", "/etc/orders")
+	}
+}
+
 // makeLinks makes in the pod what programs/doors.py looks at.
 func makeLinks(t *testing.T, b *bed.Bed) {
 	t.Helper()
