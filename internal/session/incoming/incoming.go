@@ -70,7 +70,7 @@ type port struct {
 type bound struct {
 	inode uint64
 	since time.Time
-	port  uint16         // of a UDP socket: on the laptop
+	port  uint16         // on the laptop
 	kind  int            // of a named one: SOCK_STREAM or SOCK_DGRAM
 	at    netip.AddrPort // of a named one: what the program is to see
 }
@@ -160,15 +160,15 @@ func (r *Room) OwnTCP(n uint16) (real uint16, ok bool) {
 }
 
 // OwnUDP says whether the program is bound to the UDP port.
-func (r *Room) OwnUDP(n uint16) bool {
+func (r *Room) OwnUDP(n uint16) (real uint16, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, u := range r.udp {
 		if u.port == n {
-			return true
+			return n, true
 		}
 	}
-	return false
+	return n, false
 }
 
 // Serve carries one caught connection; it owns stream and returns when the connection has ended.

@@ -99,7 +99,7 @@ func (r *Room) name(s *intercept.Socket, at, real netip.AddrPort) {
 	if at.Port() == 0 {
 		at = netip.AddrPortFrom(at.Addr(), port)
 	}
-	r.named[s.Cookie] = bound{inode: st.Ino, since: now, kind: s.Type, at: at}
+	r.named[s.Cookie] = bound{inode: st.Ino, since: now, port: port, kind: s.Type, at: at}
 }
 
 // Leaves is told that the program connects a socket: its names are another room's from now on.
@@ -223,22 +223,48 @@ func (r *Room) Accepted(s *intercept.Socket, from netip.AddrPort) netip.AddrPort
 	return from
 }
 
-// PeerName answers for a connection that came from the pod; ok is false for any other socket.
+// PeerName answers for a connection that came from the pod, and for one of the program's to a port of its
+// own that was exchanged; ok is false for any other socket.
 func (r *Room) PeerName(s *intercept.Socket) (netip.AddrPort, bool) {
-	in, ok := r.caught(s)
-	return inet.Shape(s.Family, in.Remote), ok
+	if in, ok := r.caught(s); ok {
+		return inet.Shape(s.Family, in.Remote), true
+	}
+	return r.asked(s, unix.Getpeername)
 }
 
 // SockName answers for a connection that came from the pod, and for a socket that is bound to something
-// else than it asked for.
+// else than it asked for, or was accepted by one.
 func (r *Room) SockName(s *intercept.Socket) (netip.AddrPort, bool) {
 	if in, ok := r.caught(s); ok {
 		return inet.Shape(s.Family, in.Local), true
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	b, ok := r.named[s.Cookie]
-	return b.at, ok
+	r.mu.Unlock()
+	if ok {
+		return b.at, true
+	}
+	return r.asked(s, unix.Getsockname)
+}
+
+// asked is a name of a socket's with the port that the program asked for, where that was exchanged.
+func (r *Room) asked(s *intercept.Socket, name func(fd int) (unix.Sockaddr, error)) (at netip.AddrPort, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.given) == 0 || s.Type != unix.SOCK_STREAM {
+		return at, false
+	}
+	sa, err := name(s.FD)
+	if err != nil {
+		return at, false
+	}
+	at = inet.FromUnix(sa)
+	for n, real := range r.given {
+		if at.Port() == real {
+			return netip.AddrPortFrom(at.Addr(), n), true
+		}
+	}
+	return at, false
 }
 
 // caught finds the connection by our end of its leg, which is the socket's real peer.
@@ -386,4 +412,12 @@ func (r *Room) giveBack(t tables) {
 			delete(r.named, c)
 		}
 	}
+	maps.DeleteFunc(r.given, func(n, real uint16) bool {
+		for _, b := range r.named {
+			if b.at.Port() == n && b.port == real {
+				return false
+			}
+		}
+		return true
+	})
 }

@@ -59,8 +59,7 @@ type Config struct {
 	Network Network
 	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port; real is the
 	// laptop's that it has in its place.
-	OwnTCP func(port uint16) (real uint16, ok bool)
-	OwnUDP func(port uint16) bool
+	OwnTCP, OwnUDP func(port uint16) (real uint16, ok bool)
 	// Heard says whether a datagram from there reached the program on the laptop: what goes there answers it.
 	Heard   func(from netip.AddrPort) bool
 	Trouble func(error)
@@ -197,7 +196,7 @@ func other(s *intercept.Socket) bool {
 // where the address is somebody else's, or be answered by the laptop itself.
 func (r *Room) refuseOther(to netip.AddrPort) intercept.Outcome {
 	a := to.Addr().Unmap()
-	nothing := func(uint16) bool { return false }
+	nothing := func(port uint16) (uint16, bool) { return port, false }
 	if !to.IsValid() || a.IsLoopback() || a.IsUnspecified() || r.network.Load().Policy.Destination(to, nothing).Where == policy.Laptop {
 		return intercept.Continue
 	}

@@ -54,13 +54,12 @@ func (r *Room) connectTCP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 	if to.Addr().Is4In6() && inet.V6Only(s.FD) {
 		return intercept.Continue // ENETUNREACH
 	}
-	real := to.Port()
-	d := r.network.Load().Policy.Destination(to, func(port uint16) (own bool) {
-		real, own = r.c.OwnTCP(port)
-		return own
-	})
+	d := r.network.Load().Policy.Destination(to, r.c.OwnTCP)
 	if d.Where == policy.Laptop {
-		return onLaptop(s, to, real)
+		if d.To.Port() != to.Port() {
+			return r.connectOwn(s, netip.AddrPortFrom(to.Addr(), d.To.Port()))
+		}
+		return intercept.Continue
 	}
 	ask := wire.Dial{Network: "tcp", To: d.To, Bind: r.bound(s), Options: r.options(s, d.To)}
 	if s.Nonblock && s.Protocol == unix.IPPROTO_TCP {
@@ -69,25 +68,27 @@ func (r *Room) connectTCP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome { return r.connectNow(ctx, s, to, ask) }}
 }
 
-// onLaptop leaves a connection to the kernel, but for one to a port of the program's own that was
-// exchanged.
-func onLaptop(s *intercept.Socket, to netip.AddrPort, real uint16) intercept.Outcome {
-	if real == to.Port() {
-		return intercept.Continue
-	}
-	connect := func(context.Context) intercept.Outcome {
-		err := ignoringEINTR(func() error {
-			return unix.Connect(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(to.Addr(), real)))
-		})
-		if err != nil {
-			return intercept.Fail(err.(unix.Errno))
-		}
-		return intercept.Outcome{}
-	}
+// connectOwn connects to a listener of the program's by its address on the laptop.
+func (r *Room) connectOwn(s *intercept.Socket, real netip.AddrPort) intercept.Outcome {
+	target := inet.ToUnix(s.Family, real)
 	if s.Nonblock {
-		return connect(nil)
+		return outcome(unix.Connect(s.FD, target))
 	}
-	return intercept.Outcome{Later: connect}
+	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
+		err := begin(s, target)
+		for err == unix.EINPROGRESS || err == unix.EALREADY { // its queue is full
+			if !pause(ctx) {
+				return intercept.Fail(unix.EINTR)
+			}
+			err = begin(s, target)
+		}
+		return outcome(err)
+	}}
+}
+
+func outcome(err error) intercept.Outcome {
+	errno, _ := err.(unix.Errno)
+	return intercept.Fail(errno)
 }
 
 // peer is the far end that the program is shown, which is the one that it asked for (a resolver drops what
