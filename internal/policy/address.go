@@ -20,7 +20,7 @@ func (w Where) String() string {
 // Destination is the decision about one outgoing connection or datagram.
 type Destination struct {
 	Where Where
-	To    netip.AddrPort // where Pod: the address to use there, v4-mapped turned into IPv4
+	To    netip.AddrPort // the address to use there, v4-mapped turned into IPv4
 	Why   string
 }
 
@@ -39,22 +39,22 @@ type AddressRule struct {
 	Port   uint16
 }
 
-// Destination decides about one address. ownPort says whether the program itself listens on (for
-// UDP: is bound to) the port on the laptop: loopback is the pod's own but for those.
-func (n *Network) Destination(to netip.AddrPort, ownPort func(uint16) bool) Destination {
+// Destination decides about one address. own says whether the program itself listens on (for UDP: is
+// bound to) the port, and which one that is on the laptop: loopback is the pod's own but for those.
+func (n *Network) Destination(to netip.AddrPort, own func(uint16) (uint16, bool)) Destination {
 	a := to.Addr().Unmap().WithZone("")
 	d := Destination{Where: Pod, To: netip.AddrPortFrom(a, to.Port()), Why: "everything leaves from the pod"}
 	for _, r := range n.Laptop {
 		if r.Prefix.Contains(a) && (r.Port == 0 || r.Port == to.Port()) {
-			return Destination{Where: Laptop, Why: "rule " + r.Prefix.String()}
+			return Destination{Where: Laptop, To: d.To, Why: "rule " + r.Prefix.String()}
 		}
 	}
 	switch {
 	case a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return Destination{Where: Laptop, Why: "multicast and broadcast do not cross a tunnel"}
+		return Destination{Where: Laptop, To: d.To, Why: "multicast and broadcast do not cross a tunnel"}
 	case a.IsLoopback() || a.IsUnspecified(): // connecting to 0.0.0.0 or :: means this host
-		if ownPort(to.Port()) {
-			return Destination{Where: Laptop, Why: "the program itself listens on this port"}
+		if port, ok := own(to.Port()); ok {
+			return Destination{Where: Laptop, To: netip.AddrPortFrom(a, port), Why: "the program itself listens on this port"}
 		}
 		if to.Port() == 53 && len(n.Nameservers) > 0 && !n.loopbackNameserver(a) {
 			// A resolver set up for the laptop (127.0.0.53, a local dnsmasq) asks for names

@@ -12,7 +12,12 @@ func TestDestinations(t *testing.T) {
 		Laptop:      []AddressRule{{netip.MustParsePrefix("192.168.0.0/16"), 0}, {netip.MustParsePrefix("127.0.0.1/32"), 5432}},
 		Nameservers: []netip.Addr{netip.MustParseAddr("10.96.0.10")},
 	}
-	own := func(p uint16) bool { return p == 8080 }
+	own := func(p uint16) (uint16, bool) {
+		if p == 80 {
+			return 40080, true // exchanged
+		}
+		return p, p == 8080
+	}
 	for _, c := range []struct {
 		to    string
 		where Where
@@ -25,7 +30,8 @@ func TestDestinations(t *testing.T) {
 		{"[::ffff:192.168.3.4]:80", Laptop, ""},
 		{"127.0.0.1:5432", Laptop, ""},
 		{"127.0.0.1:5433", Pod, "127.0.0.1:5433"},
-		{"127.0.0.1:8080", Laptop, ""},
+		{"127.0.0.1:8080", Laptop, "127.0.0.1:8080"},
+		{"[::ffff:127.0.0.1]:80", Laptop, "127.0.0.1:40080"},
 		{"[::1]:8080", Laptop, ""},
 		{"[::1]:9000", Pod, "[::1]:9000"},
 		{"0.0.0.0:8080", Laptop, ""},

@@ -397,3 +397,43 @@ print(c.sendmsg([b"x"*2500],cut(1000)), [len(c.recv(10000)) for _ in range(3)])
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
+
+// A port that the laptop does not give is another one there. The program does not see it.
+func TestAProgramReachesItselfOnAPortThatWasExchanged(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	_, port, _ := net.SplitHostPort(taken.Addr().String())
+	got, _ := under(t, &nearPod{}, "python3", "-c", `
+import errno, os, socket, sys
+at=("127.0.0.1",int(sys.argv[1]))
+def listener(*options):
+    s=socket.socket()
+    for o in options: s.setsockopt(socket.SOL_SOCKET, o, 1)
+    s.bind(at); s.listen(); return s
+l=listener(socket.SO_REUSEPORT); print(l.getsockname()==at)
+def meet(c, by=l):
+    a,_=by.accept(); a.sendall(b"own"); print(c.recv(5), c.getpeername()==at, a.getsockname()==at)
+meet(socket.create_connection(at))
+c=socket.socket(); c.settimeout(10); c.connect(at); meet(c)
+c=socket.socket(socket.AF_INET6); c.connect(("::ffff:127.0.0.1",at[1])); print(c.getpeername()[:2]); l.accept()
+try: listener()
+except OSError as e: print(errno.errorcode[e.errno])
+m=listener(socket.SO_REUSEPORT); print(m.getsockname()==at); l.close()
+meet(socket.create_connection(at), m)
+m.close()
+two=[socket.socket() for _ in range(2)]
+for s in two: s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); s.bind(at)
+for s in two: s.listen()
+def here(s): return [l.split()[1] for l in open("/proc/net/tcp") if l.split()[9]==str(os.fstat(s.fileno()).st_ino)]
+print(here(two[0])==here(two[1])!=[]); two[0].close(); two[1].close()
+try: c=socket.create_connection(at); print("connected")
+except OSError as e: print(errno.errorcode[e.errno])
+`, port)
+	want := "True\nb'own' True True\nb'own' True True\n('::ffff:127.0.0.1', " + port + ")\nEADDRINUSE\nTrue\nb'own' True True\nTrue\n"
+	if got != want+"ECONNREFUSED\n" && got != want+"EHOSTUNREACH\n" { // EHOSTUNREACH: from the pod
+		t.Errorf("got %s, want %s and no connection", got, want)
+	}
+}

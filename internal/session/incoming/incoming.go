@@ -45,13 +45,14 @@ type Room struct {
 	work sync.WaitGroup
 	live atomic.Int32 // connections
 
-	mu    sync.Mutex
-	named map[uint64]bound             // by cookie: those that are bound to something else than they asked for
-	ports map[uint16]*port             // listening, by the port that the program believes in
-	here  map[uint16]time.Time         // TCP ports on which the program really listens, and since when
-	udp   map[uint64]bound             // UDP sockets that the program bound, by cookie
-	heard map[netip.AddrPort]time.Time // whose datagrams reached the program on the laptop, and when last
-	legs  map[netip.AddrPort]wire.Incoming
+	mu        sync.Mutex
+	exchanged map[uint16]uint16            // TCP ports that the program asked for, and what they are on the laptop
+	named     map[uint64]bound             // by cookie: those that are bound to something else than they asked for
+	ports     map[uint16]*port             // listening, by the port that the program believes in
+	here      map[uint16]time.Time         // TCP ports on which the program really listens, and since when
+	udp       map[uint64]bound             // UDP sockets that the program bound, by cookie
+	heard     map[netip.AddrPort]time.Time // whose datagrams reached the program on the laptop, and when last
+	legs      map[netip.AddrPort]wire.Incoming
 
 	released bool // no port is asked for any more
 }
@@ -67,7 +68,7 @@ type port struct {
 type bound struct {
 	inode uint64
 	since time.Time
-	port  uint16         // of a UDP socket: on the laptop
+	port  uint16         // on the laptop
 	kind  int            // of a named one: SOCK_STREAM or SOCK_DGRAM
 	at    netip.AddrPort // of a named one: what the program is to see
 }
@@ -75,7 +76,7 @@ type bound struct {
 // New makes an empty room; SetPod must be called before the program runs.
 func New(c Config) *Room {
 	r := &Room{
-		c: c, named: make(map[uint64]bound), ports: make(map[uint16]*port),
+		c: c, exchanged: make(map[uint16]uint16), named: make(map[uint64]bound), ports: make(map[uint16]*port),
 		here: make(map[uint16]time.Time), udp: make(map[uint64]bound), heard: make(map[netip.AddrPort]time.Time), legs: make(map[netip.AddrPort]wire.Incoming),
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
@@ -122,32 +123,29 @@ func (r *Room) Close() {
 	r.work.Wait()
 }
 
-// OwnTCP says whether the program itself listens on the port.
-func (r *Room) OwnTCP(n uint16) bool {
+// OwnTCP says whether the program itself listens on the port, and which one that is on the laptop.
+func (r *Room) OwnTCP(n uint16) (real uint16, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if real, ok = r.exchanged[n]; ok {
+		_, ok = r.here[real]
+		return real, ok
+	}
 	_, virtual := r.ports[n]
 	_, here := r.here[n]
-	return (here || virtual) && !r.exchangedLocked(n)
-}
-
-// exchangedLocked says whether the program's port n is another one on the laptop, so that a
-// connection to n on the laptop would reach somebody else.
-func (r *Room) exchangedLocked(n uint16) bool {
-	p := r.ports[n]
-	return p != nil && p.local.Port() != n
+	return n, here || virtual
 }
 
 // OwnUDP says whether the program is bound to the UDP port.
-func (r *Room) OwnUDP(n uint16) bool {
+func (r *Room) OwnUDP(n uint16) (real uint16, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, u := range r.udp {
 		if u.port == n {
-			return true
+			return n, true
 		}
 	}
-	return false
+	return n, false
 }
 
 // Serve carries one caught connection; it owns stream and returns when the connection has ended.

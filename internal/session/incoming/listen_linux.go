@@ -34,11 +34,19 @@ func (r *Room) Bind(s *intercept.Socket, at netip.AddrPort) intercept.Outcome {
 		err = unix.Bind(s.FD, inet.ToUnix(s.Family, real))
 	}
 	if s.Type == unix.SOCK_STREAM && (err == unix.EADDRINUSE || err == unix.EACCES) {
-		if r.OwnTCP(at.Port()) {
+		port, own := r.OwnTCP(at.Port())
+		if own && port == at.Port() {
 			return intercept.Fail(unix.EADDRINUSE) // the program's own listener: as in the pod
 		}
-		real = netip.AddrPortFrom(real.Addr(), 0)
-		err = unix.Bind(s.FD, inet.ToUnix(s.Family, real))
+		err = unix.EADDRINUSE
+		if port != at.Port() { // it was exchanged before: the same once more, for SO_REUSEPORT
+			real = netip.AddrPortFrom(real.Addr(), port)
+			err = unix.Bind(s.FD, inet.ToUnix(s.Family, real))
+		}
+		if err == unix.EADDRINUSE && !own {
+			real = netip.AddrPortFrom(real.Addr(), 0)
+			err = unix.Bind(s.FD, inet.ToUnix(s.Family, real))
+		}
 	}
 	if err != nil {
 		return intercept.Fail(err.(unix.Errno))
@@ -58,11 +66,15 @@ func (r *Room) bind(s *intercept.Socket, at, real netip.AddrPort) {
 		return
 	}
 	port, now := inet.FromUnix(sa).Port(), time.Now()
-	if at.Port() != 0 && at.Port() != port {
+	exchanged := at.Port() != 0 && at.Port() != port
+	if exchanged {
 		r.c.Notice(fmt.Sprintf("port %d of the laptop is taken or privileged: on the laptop the program listens on %d instead", at.Port(), port))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if exchanged {
+		r.exchanged[at.Port()] = port
+	}
 	if s.Type == unix.SOCK_DGRAM { // datagrams to the program itself stay on the laptop
 		r.udp[s.Cookie] = bound{inode: st.Ino, since: now, port: port}
 	}
@@ -72,7 +84,7 @@ func (r *Room) bind(s *intercept.Socket, at, real netip.AddrPort) {
 	if at.Port() == 0 {
 		at = netip.AddrPortFrom(at.Addr(), port)
 	}
-	r.named[s.Cookie] = bound{inode: st.Ino, since: now, kind: s.Type, at: at}
+	r.named[s.Cookie] = bound{inode: st.Ino, since: now, port: port, kind: s.Type, at: at}
 }
 
 // Listen answers listen(2): the socket listens first, so that no connection comes too early, then
@@ -196,22 +208,48 @@ func (r *Room) Accepted(s *intercept.Socket, from netip.AddrPort) netip.AddrPort
 	return from
 }
 
-// PeerName answers for a connection that came from the pod; ok is false for any other socket.
+// PeerName answers for a connection that came from the pod, and for one of the program's to a port of its
+// own that was exchanged; ok is false for any other socket.
 func (r *Room) PeerName(s *intercept.Socket) (netip.AddrPort, bool) {
-	in, ok := r.caught(s)
-	return inet.Shape(s.Family, in.Remote), ok
+	if in, ok := r.caught(s); ok {
+		return inet.Shape(s.Family, in.Remote), true
+	}
+	return r.asked(s, unix.Getpeername)
 }
 
 // SockName answers for a connection that came from the pod, and for a socket that is bound to something
-// else than it asked for.
+// else than it asked for, or was accepted by one.
 func (r *Room) SockName(s *intercept.Socket) (netip.AddrPort, bool) {
 	if in, ok := r.caught(s); ok {
 		return inet.Shape(s.Family, in.Local), true
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	b, ok := r.named[s.Cookie]
-	return b.at, ok
+	r.mu.Unlock()
+	if ok {
+		return b.at, true
+	}
+	return r.asked(s, unix.Getsockname)
+}
+
+// asked is a name of a socket's with the port that the program asked for, where that was exchanged.
+func (r *Room) asked(s *intercept.Socket, name func(fd int) (unix.Sockaddr, error)) (at netip.AddrPort, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.exchanged) == 0 || s.Type != unix.SOCK_STREAM {
+		return at, false
+	}
+	sa, err := name(s.FD)
+	if err != nil {
+		return at, false
+	}
+	at = inet.FromUnix(sa)
+	for n, real := range r.exchanged {
+		if at.Port() == real {
+			return netip.AddrPortFrom(at.Addr(), n), true
+		}
+	}
+	return at, false
 }
 
 // caught finds the connection by our end of its leg, which is the socket's real peer.
@@ -353,4 +391,12 @@ func (r *Room) giveBack(t tables) {
 			delete(r.named, c)
 		}
 	}
+	maps.DeleteFunc(r.exchanged, func(n, real uint16) bool {
+		for _, b := range r.named {
+			if b.at.Port() == n && b.port == real {
+				return false
+			}
+		}
+		return true
+	})
 }

@@ -55,8 +55,9 @@ type Network struct {
 type Config struct {
 	Pod     Pod
 	Network Network
-	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port.
-	OwnTCP, OwnUDP func(port uint16) bool
+	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port, and which one
+	// that is on the laptop.
+	OwnTCP, OwnUDP func(port uint16) (real uint16, ok bool)
 	// Heard says whether a datagram from there reached the program on the laptop: what goes there answers it.
 	Heard   func(from netip.AddrPort) bool
 	Trouble func(error)

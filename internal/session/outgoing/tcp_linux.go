@@ -51,6 +51,9 @@ func (r *Room) connectTCP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 	}
 	d := r.network.Load().Policy.Destination(to, r.c.OwnTCP)
 	if d.Where == policy.Laptop {
+		if d.To.Port() != to.Port() {
+			return r.connectOwn(s, netip.AddrPortFrom(to.Addr(), d.To.Port()))
+		}
 		return intercept.Continue
 	}
 	ask := wire.Dial{Network: "tcp", To: d.To, Bind: r.bound(s)}
@@ -58,6 +61,29 @@ func (r *Room) connectTCP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 		return r.connectSoon(s, to, ask)
 	}
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome { return r.connectNow(ctx, s, to, ask) }}
+}
+
+// connectOwn connects to a listener of the program's by its address on the laptop.
+func (r *Room) connectOwn(s *intercept.Socket, real netip.AddrPort) intercept.Outcome {
+	target := inet.ToUnix(s.Family, real)
+	if s.Nonblock {
+		return outcome(unix.Connect(s.FD, target))
+	}
+	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
+		err := begin(s, target)
+		for err == unix.EINPROGRESS || err == unix.EALREADY { // its queue is full
+			if !pause(ctx) {
+				return intercept.Fail(unix.EINTR)
+			}
+			err = begin(s, target)
+		}
+		return outcome(err)
+	}}
+}
+
+func outcome(err error) intercept.Outcome {
+	errno, _ := err.(unix.Errno)
+	return intercept.Fail(errno)
 }
 
 // bound is the local port that the program chose before connect, if it did.
