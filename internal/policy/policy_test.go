@@ -80,7 +80,7 @@ func TestTheLaptopsCertificatesAreNamedWhereTheyAreSeen(t *testing.T) {
 
 func TestPathsFollowTheLongestRule(t *testing.T) {
 	p := NewPaths(PathInput{
-		WorkDir: "/work/app", Home: "/home/me", ProgramDir: "/opt/tool/bin",
+		WorkDir: "/work/app", Home: "/home/me", ProgramDirs: []string{"/opt/tool/bin"},
 		Env:    []string{"PATH=/usr/bin:/opt/jdk/bin:/bin", "GOCACHE=/var/cache/go"},
 		Laptop: []string{"/etc/special"}, Pod: []string{"/home/me/.aws", "/usr/share/app"},
 		Glob: func(pattern string) []string {

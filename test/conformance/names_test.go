@@ -57,3 +57,48 @@ func TestTheTargetsVariablesMayBeOfAnyBytes(t *testing.T) {
 		t.Errorf("%q, want %q; exit code %d, %s", r.Stdout, want, r.Code, r.Stderr)
 	}
 }
+
+// A program may be named by a link that is not in the laptop's trees: an installation of several versions.
+func TestAProgramIsFoundByTheLinksThatLeadToIt(t *testing.T) {
+	// What the pod has of these directories is empty.
+	target := exec.Command("unshare", "-m", "sh", "-c", "for d in /opt /srv /mnt; do mount -t tmpfs none $d; done; echo; exec sleep 1000")
+	out, err := target.StdoutPipe()
+	if err == nil {
+		err = target.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Wait()
+	defer target.Process.Kill()
+	out.Read(make([]byte, 1))
+	for _, d := range []string{"/opt/stead-v1/bin", "/srv/stead"} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		for _, d := range []string{"/opt/stead-v1", "/opt/stead-current", "/srv/stead"} {
+			os.RemoveAll(d)
+		}
+	})
+	for name, text := range map[string]string{"app": "#!/bin/sh\ncat $(dirname \"$0\")/data\n", "data": "data\n"} {
+		if err := os.WriteFile("/opt/stead-v1/bin/"+name, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, to := range map[string]string{"/opt/stead-current": "stead-v1", "/srv/stead/app": "/opt/stead-current/bin/app", "/srv/stead/data": "../../opt/stead-current/bin/data"} {
+		if err := os.Symlink(to, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := &bed.Bed{Stead: stead, T: t, Env: os.Environ()}
+	for _, door := range doors {
+		for _, name := range []string{"/opt/stead-v1/bin/app", "/opt/stead-current/bin/app", "/srv/stead/app", "../../../../../../../../../srv/stead/app"} {
+			r := b.Run("exec", "-q", "-t", "process/"+strconv.Itoa(target.Process.Pid), "--no-incoming", "--files", door, "--", name)
+			if r.Stdout != "data\n" || r.Code != 0 || r.Stderr != "" {
+				t.Errorf("%s by %s: %q, exit code %d, %s", name, door, r.Stdout, r.Code, r.Stderr)
+			}
+		}
+	}
+}
