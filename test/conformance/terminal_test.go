@@ -26,7 +26,7 @@ func TestTerminalAndJobControlAreAsWithoutStead(t *testing.T) {
 
 func TestSignalsToSteadReachTheProgramOnce(t *testing.T) {
 	b := bed.Up(t, stead, "conformance-signals")
-	for _, sig := range []string{"TERM", "HUP", "USR1", "USR2", "INT"} {
+	for _, sig := range []string{"TERM", "HUP", "USR1", "USR2", "INT", "ABRT", "ALRM", "WINCH", "IO", "PWR", "RTMIN+3", "RTMAX"} {
 		// $PPID is the guard, whose parent is stead.
 		r := b.Exec([]string{"--no-incoming"}, "bash", "-c", `
 			n=0; trap 'n=$((n+1))' `+sig+`
