@@ -42,7 +42,11 @@ func socket(t *testing.T, kind int) *intercept.Socket {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &intercept.Socket{FD: fd, Cookie: cookie, Family: unix.AF_INET, Type: kind}
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &intercept.Socket{FD: fd, Cookie: cookie, Family: unix.AF_INET, Type: kind, Protocol: protocol}
 }
 
 // name is what the kernel says of a socket's own end.

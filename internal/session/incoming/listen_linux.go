@@ -24,7 +24,7 @@ func (r *Room) Bind(s *intercept.Socket, at netip.AddrPort) intercept.Outcome {
 		return intercept.Continue
 	case at.Addr().IsLinkLocalUnicast(): // which has a scope, that of an interface of the laptop's
 		return intercept.Continue
-	case s.Type != unix.SOCK_STREAM && s.Type != unix.SOCK_DGRAM:
+	case s.Type != unix.SOCK_STREAM && (s.Type != unix.SOCK_DGRAM || s.Protocol != unix.IPPROTO_UDP):
 		return intercept.Continue
 	}
 	real := at

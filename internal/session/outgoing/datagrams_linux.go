@@ -88,7 +88,7 @@ func (r *Room) refuse(a *association, relay *net.UDPConn, far, at netip.AddrPort
 
 // SendTo sends one datagram with an address.
 func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, b intercept.Datagram) intercept.Outcome {
-	if s.Family == unix.AF_INET && !to.Addr().Is4() || r.c.Heard(to) {
+	if !r.carries(s) || s.Family == unix.AF_INET && !to.Addr().Is4() || r.c.Heard(to) {
 		return intercept.Continue
 	}
 	d := r.network.Load().Policy.Destination(to, r.c.OwnUDP)

@@ -181,6 +181,15 @@ func (r *Room) Connect(s *intercept.Socket, to netip.AddrPort) intercept.Outcome
 	return intercept.Continue
 }
 
+// carries says whether a datagram socket is one whose datagrams go to the pod. Others (ping's) stay here.
+func (r *Room) carries(s *intercept.Socket) bool {
+	if s.Protocol == syscall.IPPROTO_UDP {
+		return true
+	}
+	r.c.Trouble(fmt.Errorf("what is neither TCP nor UDP (here protocol %d) leaves from the laptop, not from the pod", s.Protocol))
+	return false
+}
+
 // PeerName answers getpeername(2) for a socket of ours.
 func (r *Room) PeerName(s *intercept.Socket) (netip.AddrPort, syscall.Errno) {
 	if s.Type == syscall.SOCK_DGRAM {

@@ -243,6 +243,9 @@ func relayAddr(c *net.UDPConn) netip.AddrPort { return c.LocalAddr().(*net.UDPAd
 // connectUDP connects a datagram socket. It asks the pod first, for its answer tells a resolver
 // which of several addresses can be reached, and from where (RFC 6724).
 func (r *Room) connectUDP(s *intercept.Socket, to netip.AddrPort) intercept.Outcome {
+	if !r.carries(s) {
+		return intercept.Continue
+	}
 	r.udp.mu.Lock()
 	old := r.udp.byCookie[s.Cookie]
 	if old != nil {
