@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -110,6 +111,11 @@ func (a *assembler) take(s *segment, now time.Time) (began *flow) {
 		a.end(f, io.EOF)
 	}
 	return began
+}
+
+// follows says whether a segment goes on with a connection that is known.
+func (a *assembler) follows(s *segment) bool {
+	return a.flows[s.key] != nil && (!s.syn || s.ack)
 }
 
 func (a *assembler) end(f *flow, err error) {
@@ -232,6 +238,13 @@ func (f *flow) seal() {
 	f.head = nil
 }
 
+// wanted says whether somebody has a copy, or may still make one.
+func (f *flow) wanted() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.sealed || slices.ContainsFunc(f.copies, (*copyOf).wanted)
+}
+
 // copyOf is a queue of bytes for one session.
 type copyOf struct {
 	room      *room
@@ -283,6 +296,12 @@ func (c *copyOf) abandon() {
 		close(c.abandoned)
 	}
 	c.change.Signal()
+}
+
+func (c *copyOf) wanted() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.gone
 }
 
 // next waits for bytes; with the last of them, or alone, comes the reason why there are no more.

@@ -177,3 +177,49 @@ func FuzzSegment(f *testing.F) {
 		}
 	})
 }
+
+// FuzzAssemble follows one connection whose segments come as the bytes say: two for the place, one for the
+// length, one for what else happens.
+func FuzzAssemble(f *testing.F) {
+	f.Add(uint32(101), []byte{0, 0, 10, 0, 0, 10, 10, 0})
+	f.Add(uint32(1<<32-5), []byte{0, 5, 10, 0, 0, 0, 5, 0, 0, 0, 255, 0, 0, 14, 2, 1})
+	f.Add(uint32(0), []byte{0, 200, 9, 0, 0, 100, 9, 2, 0, 0, 255, 3, 0, 0, 255, 0, 3, 0, 0, 1})
+	all := make([]byte, 1024)
+	rand.NewChaCha8([32]byte{}).Read(all)
+	f.Fuzz(func(t *testing.T, first uint32, script []byte) {
+		script = script[:min(len(script), 4*maxHole/256)] // less than what is given up
+		a, now := newAssembler(), time.Unix(0, 0)
+		c := a.begin(first, now)
+		came := make([]bool, len(all)+1)
+		complete := 0
+		for ; len(script) >= 4; script = script[4:] {
+			from := int(binary.BigEndian.Uint16(script)) % len(all)
+			to := min(len(all), from+int(script[2]))
+			s := segment{key: testKey, seq: first + uint32(from), ack: true, data: all[from:to]}
+			switch script[3] {
+			case 1: // the end, with the last bytes
+				s = segment{key: testKey, seq: first + uint32(from), ack: true, fin: true, data: all[from:]}
+				to = len(all)
+			case 2:
+				a.take(&segment{key: testKey, seq: first - 1, syn: true}, now)
+			case 3:
+				a.sweep(now.Add(holeAge))
+			}
+			a.take(&s, now)
+			for i := from; i < to; i++ {
+				came[i] = true
+			}
+			for came[complete] {
+				complete++
+			}
+		}
+		if got := c.buf; !bytes.Equal(got, all[:complete]) {
+			t.Errorf("%d bytes of %d that came, or others", len(got), complete)
+		}
+		a.endAll()
+		c.abandon()
+		if n := a.room.used.Load(); n != 0 || len(a.flows) != 0 {
+			t.Errorf("%d bytes, %d flows are kept", n, len(a.flows))
+		}
+	})
+}

@@ -141,20 +141,64 @@ func (f *fileServer) at(name string, flags uint64, by *identity) (int, error) {
 			}
 		}
 	}
+	if by != nil {
+		return f.walk(strings.FieldsFunc(plain, func(r rune) bool { return r == '/' }), flags, by)
+	}
 	if name = strings.TrimLeft(name, "/"); name == "" {
 		name = "."
 	}
 	for range 64 { // EAGAIN: a rename raced with a ".." in a symlink
 		fd, err := unix.Openat2(f.root, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve})
-		if err == nil && by != nil && !by.owns(fd) {
-			unix.Close(fd)
-			return -1, unix.EACCES
-		}
 		if err != unix.EAGAIN && err != unix.EINTR {
 			return fd, err
 		}
 	}
 	return -1, unix.EAGAIN
+}
+
+// walk opens what is at a path of names by the capabilities that the target has in its user namespace,
+// where the agent's own stand for them: they hold for what is of that namespace's ids, and what is not must
+// be open to the target without them, each directory on the way, too. It goes through no link.
+func (f *fileServer) walk(names []string, flags uint64, by *identity) (int, error) {
+	dir := f.root
+	leave := func() {
+		if dir != f.root {
+			unix.Close(dir)
+		}
+	}
+	for ; len(names) > 1; names = names[1:] {
+		next, err := f.enter(dir, names[0], unix.O_PATH|unix.O_NOFOLLOW, by)
+		leave()
+		if err != nil {
+			return -1, err
+		}
+		dir = next
+	}
+	defer leave()
+	last := "." // the root itself
+	if len(names) > 0 {
+		last = names[0]
+	}
+	return f.enter(dir, last, flags, by)
+}
+
+func (f *fileServer) enter(dir int, name string, flags uint64, by *identity) (int, error) {
+	if !f.allows(dir, unix.X_OK, by) {
+		return -1, unix.EACCES
+	}
+	fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve | unix.RESOLVE_NO_SYMLINKS})
+	if err == nil && flags&unix.O_PATH == 0 && !f.allows(fd, unix.R_OK, by) {
+		unix.Close(fd)
+		return -1, unix.EACCES
+	}
+	return fd, err
+}
+
+// allows says whether the target may do that with the file fd.
+func (f *fileServer) allows(fd int, what uint32, by *identity) (ok bool) {
+	return by.owns(fd) || f.who.become(by, func() {
+		ok = unix.Faccessat2(fd, "", what, unix.AT_EMPTY_PATH|unix.AT_EACCESS) == nil
+	}) && ok
 }
 
 func (f *fileServer) stat(q *fileCall, b []byte) ([]byte, error) {

@@ -134,6 +134,78 @@ func TestAMirrorHearsOnceWhatIsStolenAndGivenToTheApp(t *testing.T) {
 	})
 }
 
+// As a program that takes one connection and then listens no more.
+func TestAMirroredConnectionGoesOnWhenItsPortIsGivenBack(t *testing.T) {
+	for name, others := range map[string][]uint16{"the only port": nil, "one of two ports": {appPort + 1}} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t)
+			a := b.startAgent()
+			said, calls := make(chan string, 10), make(chan wire.Incoming, 10)
+			c := b.join(a, "ann@laptop", pod.Handlers{Incoming: hears(said, calls)})
+			for _, port := range others {
+				if s, r, err := c.Subscribe(t.Context(), wire.Subscribe{Network: "tcp", Port: port, Mode: wire.Mirror}); err != nil || s == nil {
+					t.Fatalf("%+v, %v", r, err)
+				}
+			}
+			s := subscribe(t, c, wire.Mirror)
+			conn, err := dial(b.elsewhere, b.roads()[0].to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			r := bufio.NewReader(conn)
+			say(conn, r, "one")
+			<-calls
+			s.Close()
+			within(t, "the port is given back", func() bool {
+				return len(askStatus(t, a).Sessions[0].Incoming) == len(others)
+			})
+			if got, err := say(conn, r, "two"); got != "app: two" {
+				t.Error(got, err)
+			}
+			conn.Close()
+			if got := next(t, said); got != "one\ntwo\n" {
+				t.Errorf("heard %q", got)
+			}
+			if got, err := ask(b.elsewhere, b.roads()[0].to, "three"); got != "app: three" {
+				t.Error(got, err)
+			}
+			select {
+			case got := <-said:
+				t.Errorf("heard once more: %q", got)
+			default:
+			}
+		})
+	}
+}
+
+func TestAConnectionThatGoesOnToTheAppIsMirroredOnce(t *testing.T) {
+	eachEngine(t, func(t *testing.T, b *bed, steal string) {
+		a := b.startAgent(steal)
+		said := make(chan string, 100)
+		subscribe(t, b.join(a, "ann@laptop", pod.Handlers{Incoming: hears(said, nil)}), wire.Mirror)
+		refuses := func(s tunnel.Stream, _ wire.Incoming) {
+			_ = wire.Write(s, wire.Reply{Errno: uint32(syscall.ECONNREFUSED)})
+			s.Close()
+		}
+		subscribe(t, b.join(a, "bob@desk", pod.Handlers{Incoming: refuses}), wire.Steal)
+		for i := range 5 {
+			for _, road := range b.roads() {
+				if steal == "--steal=nft" && road.from == b.inPod {
+					continue // its port is another one before any packet is sent
+				}
+				line := fmt.Sprint(road.name, i)
+				if got, err := ask(road.from, road.to, line); got != "app: "+line || err != nil {
+					t.Fatal(got, err)
+				}
+				if got := next(t, said); got != line+"\n" {
+					t.Fatalf("heard %q after %q", got, line)
+				}
+			}
+		}
+	})
+}
+
 func TestAMirrorIsByteExact(t *testing.T) {
 	b := newBed(t)
 	a := b.startAgent()

@@ -49,6 +49,7 @@ type subscription struct {
 	claim  *claim        // of the port that it steals
 
 	dropped atomic.Uint64 // copies given up
+	missed  atomic.Uint64 // connections of which there was no copy, for the session could not be reached; not yet told
 	telling atomic.Bool   // news of lost packets is under way
 }
 
@@ -266,7 +267,7 @@ func (p *ports) remove(s *subscription) {
 			if len(p.mirror) == 0 {
 				tap := p.tap
 				p.tap = nil
-				p.work.Go(tap.close) // not here: it waits for a goroutine that may wait for mu
+				p.work.Go(func() { tap.retire(p.ctx) })
 			}
 		}
 	}

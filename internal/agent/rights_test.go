@@ -80,6 +80,7 @@ func TestFilesAreSeenWithTheRightsOfTheTarget(t *testing.T) {
 		{"others", 0o600, 1000, 1000, false},
 		{"closed", 0o700, 0, 0, true},
 		{"closed/in", 0o644, 0, 0, false},
+		{"closed/own", 0o644, app, app, false},
 		{"search", 0o711, 0, 0, true},
 		{"search/in", 0o644, 0, 0, false},
 		{"list", 0o744, 0, 0, true},

@@ -3,9 +3,12 @@ package agent
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,9 +32,11 @@ type tap struct {
 	done  chan struct{}
 	once  sync.Once
 
-	mu    sync.Mutex
-	asm   assembler
-	ports map[uint16]bool
+	mu      sync.Mutex
+	asm     assembler
+	ports   map[uint16]bool // whose new connections are followed
+	left    int             // connections that are followed though their port is given back
+	passing []uint16        // ports that the kernel's filter lets pass
 }
 
 // tapBuffer is what the kernel holds for us: some 50 ms of a fast link.
@@ -71,15 +76,60 @@ func newTap(t *target, found func(*flow), lost func(uint32)) (*tap, error) {
 	return p, nil
 }
 
-// watch sets the ports whose connections are copied.
+// watch sets the ports whose new connections are copied. Those that are followed already go on to their
+// end, as stolen ones do.
 func (p *tap) watch(ports []uint16) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	clear(p.ports)
 	for _, n := range ports {
 		p.ports[n] = true
 	}
-	p.mu.Unlock()
-	_ = p.filter(ports)
+	p.narrowLocked()
+}
+
+// narrowLocked gives up the connections that nobody listens to of ports that nobody has, and makes the
+// kernel drop what is of no use.
+func (p *tap) narrowLocked() {
+	pass := maps.Clone(p.ports)
+	p.left = 0
+	for k, f := range p.asm.flows {
+		if p.ports[k.to.Port()] {
+			continue
+		}
+		if !f.wanted() {
+			p.asm.end(f, errReset)
+			continue
+		}
+		pass[k.to.Port()] = true
+		p.left++
+	}
+	if now := slices.Sorted(maps.Keys(pass)); !slices.Equal(now, p.passing) {
+		p.passing = now
+		_ = p.filter(now)
+	}
+}
+
+// retire closes a tap of which nobody has a port any more, when its last connection has ended, or with
+// ctx.
+func (p *tap) retire(ctx context.Context) {
+	defer p.close()
+	again := time.NewTicker(sweepEvery)
+	defer again.Stop()
+	for {
+		p.mu.Lock()
+		p.narrowLocked()
+		left := p.left
+		p.mu.Unlock()
+		if left == 0 {
+			return
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (p *tap) close() {
@@ -175,7 +225,7 @@ func (p *tap) run() {
 		now := time.Now()
 		p.mu.Lock()
 		if err == nil {
-			if s, ok := parseSegment(buf[:n]); ok && p.ports[s.key.to.Port()] {
+			if s, ok := parseSegment(buf[:n]); ok && (p.ports[s.key.to.Port()] || p.asm.follows(&s)) {
 				if f := p.asm.take(&s, now); f != nil {
 					p.found(f)
 				}
@@ -184,6 +234,9 @@ func (p *tap) run() {
 		if now.Sub(swept) >= sweepEvery {
 			p.asm.sweep(now)
 			swept = now
+			if p.left > 0 {
+				p.narrowLocked()
+			}
 			if st, err := unix.GetsockoptTpacketStats(p.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil && st.Drops > 0 {
 				p.lost(st.Drops)
 			}
@@ -242,8 +295,15 @@ func (p *ports) packetsLost(n uint32) {
 func (p *ports) carry(s *subscription, k flowKey, c *copyOf) {
 	defer c.abandon()
 	st, err := s.x.offer(p.ctx, wire.Incoming{Subscription: s.id, Remote: k.from, Local: k.to})
+	if errno := unix.Errno(0); err != nil && !errors.As(err, &errno) { // else the program did not want it
+		s.missed.Add(1)
+	}
 	if err != nil {
 		return
+	}
+	if n := s.missed.Swap(0); n > 0 {
+		_ = wire.Write(s.note, wire.Event{Kind: wire.EventDropped, Count: s.dropped.Add(n),
+			Text: fmt.Sprintf("port %d: %d connections were not copied while the agent could not reach this session", k.to.Port(), n)})
 	}
 	stop := context.AfterFunc(p.ctx, func() { st.Reset(0) })
 	defer stop()

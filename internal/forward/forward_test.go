@@ -61,3 +61,33 @@ func TestATroubleThatStaysIsToldOnce(t *testing.T) {
 		t.Errorf("told %q", log.String())
 	}
 }
+
+func FuzzForwards(f *testing.F) {
+	for _, s := range []string{"5432:db:5432", "[::1]:8080:orders.shop:80", "8080:[::1]:3000", "[1:2:3", "]]::"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if l, err := ParseLocal(s); err == nil && (!l.Listen.IsValid() || l.Host == "" || l.Port == 0) {
+			t.Errorf("-L %q: %+v", s, l)
+		}
+		if r, err := ParseRemote(s); err == nil && (r.To == "" || r.Port == 0) {
+			t.Errorf("-R %q: %+v", s, r)
+		}
+	})
+}
+
+// FuzzNames reads whatever text as the target's hosts file and resolv.conf, and makes names with it.
+func FuzzNames(f *testing.F) {
+	f.Add("10.0.0.1 db db.shop # a comment\n::1 localhost\n", "db")
+	f.Add("search shop.svc svc.\noptions ndots:5 rotate\ndomain local\n", "db.shop")
+	f.Fuzz(func(t *testing.T, text, host string) {
+		n := &names{ndots: 1}
+		n.readHosts(text)
+		n.readResolv(text)
+		for _, c := range n.candidates(host) {
+			if !strings.HasPrefix(c, host) || !strings.HasSuffix(c, ".") {
+				t.Errorf("%q is tried for %q", c, host)
+			}
+		}
+	})
+}

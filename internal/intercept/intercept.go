@@ -22,13 +22,19 @@ type Socket struct {
 	FD       int    // ours; the same open file description as the program's
 	Cookie   uint64 // SO_COOKIE: stays the same over dup, fork and SCM_RIGHTS, is never used again
 	Family   int    // AF_INET or AF_INET6: the socket's, which is what counts, not an address's
-	Type     int    // SOCK_STREAM, SOCK_DGRAM
+	Type     int    // SOCK_STREAM, SOCK_DGRAM, SOCK_RAW
 	Protocol int    // IPPROTO_TCP, IPPROTO_UDP, ...
 	Nonblock bool
 
 	// Again takes the socket once more, after the call is over. It fails when the program has
 	// closed it or moved it to another descriptor. The caller closes the result.
 	Again func() (fd int, err error)
+}
+
+// Datagram is what one call sends at once.
+type Datagram struct {
+	Payload []byte
+	Segment uint16 // UDP_SEGMENT: several, of that size each, the last one of what is left; 0 for one
 }
 
 // Outcome says how a call ends. Exactly one of these holds: Continue, the kernel runs the call as
@@ -122,13 +128,14 @@ type Handler interface {
 	SockName(s *Socket) (netip.AddrPort, syscall.Errno)
 	// SocketError is getsockopt(SO_ERROR): ok false leaves the answer to the kernel.
 	SocketError(s *Socket) (errno syscall.Errno, ok bool)
-	// SendTo sends a datagram (Type SOCK_DGRAM) to an address. payload is only valid during the call.
-	SendTo(s *Socket, to netip.AddrPort, payload []byte) Outcome
+	// SendTo sends a datagram (Type SOCK_DGRAM or SOCK_RAW) to an address. Its payload is only valid during
+	// the call.
+	SendTo(s *Socket, to netip.AddrPort, d Datagram) Outcome
 	// ReceivesFor says whether addresses of datagrams that this socket receives need Source.
 	// The first form is asked before the socket is taken: false means none does.
 	ReceivesAny() bool
 	ReceivesFor(s *Socket) bool
-	// Source translates the address from which a datagram came.
+	// Source translates the address from which a datagram came, and learns of it.
 	Source(s *Socket, from netip.AddrPort) netip.AddrPort
 	// ConnectUnix decides about connect(2) on a unix socket by its path (abstract names begin with @).
 	ConnectUnix(path string) Outcome

@@ -1,6 +1,7 @@
 package knock
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -178,4 +179,30 @@ func TestKnockingEndsWithItsContext(t *testing.T) {
 	if err := Knock(ctx, us, []byte("right")); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
+}
+
+// said is a connection whose other side has said all that it will.
+type said struct {
+	net.Conn
+	io.Reader
+}
+
+func (s said) Read(p []byte) (int, error) { return s.Reader.Read(p) }
+func (said) Write(p []byte) (int, error)  { return len(p), nil }
+func (said) SetDeadline(time.Time) error  { return nil }
+
+// FuzzStranger is on either side of the door, and has never heard the secret.
+func FuzzStranger(f *testing.F) {
+	f.Add(magic[:])
+	f.Add(append(magic[:], make([]byte, nonceSize+macSize)...))
+	f.Add(append(append(magic[:], make([]byte, nonceSize)...), prove([]byte("wrong"), "agent", make([]byte, nonceSize), make([]byte, nonceSize))...))
+	f.Add(make([]byte, nonceSize+macSize))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if knock(said{Reader: bytes.NewReader(b)}, []byte("right")) == nil {
+			t.Errorf("%q is an agent", b)
+		}
+		if answer(said{Reader: bytes.NewReader(b)}, []byte("right")) == nil {
+			t.Errorf("%q came in", b)
+		}
+	})
 }

@@ -14,7 +14,7 @@ var Helper func() (fs.File, error)
 
 // protocol is the version of what a session and its helpers say to each other, for a helper that
 // was carried along from an older build.
-const protocol = "3"
+const protocol = "4"
 
 // helper gives a name under which the helper can be executed, also after the CLI was replaced on
 // disk, and what gives it back after that. The descriptors of the child up to above are not touched.

@@ -23,7 +23,7 @@
 package launch
 
 import (
-	"encoding/json"
+	"encoding/gob"
 	"errors"
 	"fmt"
 	"os"
@@ -171,5 +171,5 @@ func getConfig(fd int, v any) error {
 	}
 	f := os.NewFile(uintptr(fd), "stead-config")
 	defer f.Close()
-	return json.NewDecoder(f).Decode(v)
+	return gob.NewDecoder(f).Decode(v)
 }

@@ -15,7 +15,7 @@ import (
 
 // config is what the session tells the guard's launcher.
 type config struct {
-	Path       string // the program, absolute
+	Path       string // the program
 	Argv       []string
 	Env        []string
 	Namespaces Namespaces

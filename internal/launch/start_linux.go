@@ -3,7 +3,7 @@ package launch
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
+	"encoding/gob"
 	"errors"
 	"fmt"
 	"os"
@@ -24,7 +24,7 @@ import (
 
 // Spec says what to start and how.
 type Spec struct {
-	Path     string   // the program's file, absolute; see LookPath
+	Path     string   // the program's file; see LookPath
 	Argv     []string // argv[0] as the user gave it
 	Env      []string
 	Filter   notify.Options
@@ -150,7 +150,7 @@ func (p *Process) Run(ctx context.Context, spec Spec) error {
 	if p.noUser != nil {
 		return p.noUser
 	}
-	err := json.NewEncoder(p.config).Encode(config{
+	err := gob.NewEncoder(p.config).Encode(config{
 		Path: spec.Path, Argv: spec.Argv, Env: spec.Env, Namespaces: p.ns, Filter: spec.Filter,
 		Mount: spec.Mount, Hostname: spec.Hostname, Domain: spec.Domain,
 	})
@@ -347,7 +347,8 @@ func (p *Process) Kill() {
 	p.mu.Unlock()
 }
 
-// LookPath finds the program as execvp(3) would with the PATH of env, relative to dir.
+// LookPath finds the program as execvp(3) would with the PATH of env, relative to dir. A name with a slash
+// is executed as it is: a script sees it.
 func LookPath(name, path, dir string) (string, error) {
 	if name == "" {
 		return "", ExecFault(name, unix.ENOENT)
@@ -359,11 +360,10 @@ func LookPath(name, path, dir string) (string, error) {
 		return filepath.Join(dir, p)
 	}
 	if strings.Contains(name, "/") {
-		p := abs(name)
-		if err := executable(p); err != 0 {
+		if err := executable(abs(name)); err != 0 {
 			return "", ExecFault(name, err)
 		}
-		return p, nil
+		return name, nil
 	}
 	worst := unix.ENOENT
 	for _, d := range filepath.SplitList(path) {

@@ -101,10 +101,11 @@ netgroup:       files
 
 // PathInput is what Paths is made of: the session's own places.
 type PathInput struct {
-	WorkDir, Home, ProgramDir string
-	Env                       []string              // the laptop's
-	Laptop, Pod               []string              // the user's rules
-	Glob                      func(string) []string // the laptop's paths that match a pattern ending in *
+	WorkDir, Home string
+	ProgramDirs   []string              // in which the program is, by each of its names
+	Env           []string              // the laptop's
+	Laptop, Pod   []string              // the user's rules
+	Glob          func(string) []string // the laptop's paths that match a pattern ending in *
 }
 
 // ownDirs are variables of the laptop that name a directory of its tools.
@@ -140,7 +141,9 @@ func NewPaths(in PathInput) *Paths {
 			}
 		}
 	}
-	p.add(in.ProgramDir, Laptop, "the program's directory")
+	for _, d := range in.ProgramDirs {
+		p.add(d, Laptop, "the program's directory")
+	}
 	p.add(in.WorkDir, Laptop, "the working directory")
 	for _, d := range in.Pod {
 		p.add(d, Pod, "--files-pod")

@@ -2,6 +2,8 @@ package policy
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -58,6 +60,38 @@ func TestEnvironmentOfThePodOverTheLaptops(t *testing.T) {
 	}
 }
 
+// Each name of the list, and what stands for a trailing *: none comes from the pod, and the laptop's own
+// stays.
+func TestWhatBelongsToTheLaptopIsNeverImported(t *testing.T) {
+	var pod, laptop []string
+	for _, p := range neverImport {
+		key := strings.ReplaceAll(p, "*", "X")
+		pod, laptop = append(pod, key+"=pod"), append(laptop, key+"=laptop")
+		if Imported(key) {
+			t.Errorf("%s is imported", key)
+		}
+	}
+	if got := Environment(nil, append(pod, "APP=pod"), nil); !slices.Equal(got, []string{"APP=pod"}) {
+		t.Errorf("from the pod come %q", got)
+	}
+	if diff := cmp.Diff(laptop, Environment(laptop, pod, nil)); diff != "" {
+		t.Error(diff)
+	}
+	// By name, should the list lose a row.
+	for _, key := range strings.Fields("PATH HOME PWD OLDPWD PYTHONPATH PYTHONHOME GOPATH GOROOT GOFLAGS JAVA_HOME CLASSPATH JAVA_TOOL_OPTIONS NODE_PATH NODE_OPTIONS " +
+		"LD_PRELOAD LD_LIBRARY_PATH USER LOGNAME SHELL SHLVL TERM TMPDIR SSH_AUTH_SOCK XDG_RUNTIME_DIR BASH_ENV ENV _ GEM_HOME PERL5LIB RUBYLIB CARGO_HOME DOTNET_ROOT " +
+		"VIRTUAL_ENV CONDA_PREFIX MAVEN_OPTS GRADLE_HOME NVM_DIR npm_config_prefix STEAD_PLAYGROUND GODEBUG GOMAXPROCS") {
+		if Imported(key) {
+			t.Errorf("%s is imported", key)
+		}
+	}
+	for _, key := range strings.Fields("DATABASE_URL GREETING POD_NAME PATHS MY_PATH HOMEPAGE PWD_FILE JAVA_OPTS KUBERNETES_SERVICE_HOST HOSTNAME LANG TZ PORT") {
+		if !Imported(key) {
+			t.Errorf("%s is not imported", key)
+		}
+	}
+}
+
 func TestTheLaptopsCertificatesAreNamedWhereTheyAreSeen(t *testing.T) {
 	paths := NewPaths(PathInput{Home: "/home/me", WorkDir: "/home/me", Glob: func(string) []string { return nil }})
 	laptop := []string{"SSL_CERT_FILE=/etc/ssl/corporate.pem", "NODE_EXTRA_CA_CERTS=/home/me/ca.pem", "CURL_CA_BUNDLE=/opt/ca.pem", "EDITOR=/opt/vi"}
@@ -74,7 +108,7 @@ func TestTheLaptopsCertificatesAreNamedWhereTheyAreSeen(t *testing.T) {
 
 func TestPathsFollowTheLongestRule(t *testing.T) {
 	p := NewPaths(PathInput{
-		WorkDir: "/work/app", Home: "/home/me", ProgramDir: "/opt/tool/bin",
+		WorkDir: "/work/app", Home: "/home/me", ProgramDirs: []string{"/opt/tool/bin"},
 		Env:    []string{"PATH=/usr/bin:/opt/jdk/bin:/bin", "GOCACHE=/var/cache/go"},
 		Laptop: []string{"/etc/special"}, Pod: []string{"/home/me/.aws", "/usr/share/app"},
 		Glob: func(pattern string) []string {

@@ -48,18 +48,34 @@ func planFiles(s *run, program string) *files {
 	if s.o.Files.Door == DoorNone {
 		return f
 	}
-	real, err := filepath.EvalSymlinks(program)
-	if err != nil {
-		real = program
-	}
 	home, _ := os.UserHomeDir()
 	f.paths = policy.NewPaths(policy.PathInput{
-		WorkDir: s.o.Dir, Home: home, ProgramDir: filepath.Dir(real), Env: s.o.Env,
+		WorkDir: s.o.Dir, Home: home, ProgramDirs: programDirs(program, s.o.Dir), Env: s.o.Env,
 		Laptop: s.o.Files.Laptop, Pod: s.o.Files.Pod,
 		Glob: func(pattern string) []string { m, _ := filepath.Glob(pattern); return m },
 	})
 	f.overlay, f.binds = f.furnish()
 	return f
+}
+
+// programDirs are the directories in which a program is: by its name, and where links lead from there.
+func programDirs(program, dir string) (dirs []string) {
+	for range 40 {
+		if !filepath.IsAbs(program) {
+			program = filepath.Join(dir, program)
+		}
+		dir = filepath.Dir(program)
+		dirs = append(dirs, dir)
+		to, err := os.Readlink(program)
+		if err != nil {
+			break
+		}
+		program = to
+	}
+	if real, err := filepath.EvalSymlinks(program); err == nil {
+		dirs = append(dirs, filepath.Dir(real))
+	}
+	return dirs
 }
 
 // open opens the pod's files and adds to the plan what is made of them.

@@ -62,17 +62,26 @@ func (h *handler) SocketError(s *intercept.Socket) (syscall.Errno, bool) {
 	return h.out.SocketError(s)
 }
 
-func (h *handler) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) intercept.Outcome {
-	return h.out.SendTo(s, to, payload)
+func (h *handler) SendTo(s *intercept.Socket, to netip.AddrPort, d intercept.Datagram) intercept.Outcome {
+	return h.out.SendTo(s, to, d)
 }
 
-func (h *handler) ReceivesAny() bool                    { return h.out.ReceivesAny() }
-func (h *handler) ReceivesFor(s *intercept.Socket) bool { return h.out.ReceivesFor(s) }
-func (h *handler) Hostname() (node, domain string)      { return h.node, h.nis }
-func (h *handler) Trouble(err error)                    { h.trouble(err) }
-func (h *handler) Source(s *intercept.Socket, from netip.AddrPort) netip.AddrPort {
-	return h.out.Source(s, from)
+func (h *handler) ReceivesAny() bool { return h.out.ReceivesAny() || h.in.ReceivesAny() }
+
+func (h *handler) ReceivesFor(s *intercept.Socket) bool {
+	return h.out.ReceivesFor(s) || h.in.ReceivesFor(s)
 }
+
+func (h *handler) Source(s *intercept.Socket, from netip.AddrPort) netip.AddrPort {
+	far, ok := h.out.Source(s, from)
+	if !ok {
+		h.in.Hear(from)
+	}
+	return far
+}
+
+func (h *handler) Hostname() (node, domain string) { return h.node, h.nis }
+func (h *handler) Trouble(err error)               { h.trouble(err) }
 
 // nameServices are the laptop's daemons that would answer a name from the laptop's view. With the
 // socket refused, the C library goes on to the files and port 53, which are the pod's.

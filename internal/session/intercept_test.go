@@ -230,7 +230,7 @@ func under(t *testing.T, p *nearPod, argv ...string) (string, int) {
 	in.SetPod(p)
 	out, err := outgoing.New(outgoing.Config{
 		Pod: p, Network: outgoing.Network{Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.2")}},
-		OwnTCP: in.OwnTCP, OwnUDP: in.OwnUDP, Trouble: trouble,
+		OwnTCP: in.OwnTCP, OwnUDP: in.OwnUDP, Heard: in.Heard, Trouble: trouble,
 	})
 	if err != nil {
 		t.Fatal(err)

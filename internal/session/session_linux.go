@@ -138,6 +138,7 @@ func (s *run) rooms() (err error) {
 		Network: s.network(),
 		OwnTCP:  s.in.OwnTCP,
 		OwnUDP:  s.in.OwnUDP,
+		Heard:   s.in.Heard,
 		Trouble: s.trouble,
 	})
 	return err

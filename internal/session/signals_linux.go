@@ -3,22 +3,44 @@ package session
 import (
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/stead-dev/stead/internal/launch"
+	"github.com/stead-dev/stead/internal/sys"
 )
+
+// passed are the signals that are passed on. What is not here is about this process: its memory, its
+// children, its pipes, its own processor time.
+var passed = func() []os.Signal {
+	all := []os.Signal{
+		syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGABRT, syscall.SIGUSR1, syscall.SIGUSR2,
+		syscall.SIGALRM, // set before we were executed: alarm(2) outlives execve
+		syscall.SIGTERM, syscall.SIGCONT, syscall.SIGTSTP, syscall.SIGWINCH, syscall.SIGIO, syscall.SIGPWR,
+	}
+	const first, last = 35, 64 // of real time; those before are C libraries' own, Go lets nobody have them
+	for n := syscall.Signal(first); n <= last; n++ {
+		if n != sys.Interrupting {
+			all = append(all, n)
+		}
+	}
+	return all
+}()
+
+// keyboard are those that the terminal sends to its foreground.
+var keyboard = []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTSTP, syscall.SIGWINCH}
 
 // forwardSignals passes on to the program what is sent to us, until stop is called.
 //
-// What the terminal sends (Ctrl-C, Ctrl-\, Ctrl-Z, a hang-up) reaches the whole foreground process
+// What the terminal sends (Ctrl-C, Ctrl-\, Ctrl-Z, a new size) reaches the whole foreground process
 // group, the program included: passing it on would send it twice. So the keyboard's signals are
 // passed on only where the program does not share the terminal's foreground with us.
 func forwardSignals(p *launch.Process) (stop func()) {
 	ch := make(chan os.Signal, 16)
-	signal.Notify(ch, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM,
-		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGCONT, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU)
+	signal.Notify(ch, passed...)
+	signal.Notify(ch, syscall.SIGTTIN, syscall.SIGTTOU) // ours alone
 	done := make(chan struct{})
 	ended := make(chan struct{})
 	go func() {
@@ -29,13 +51,8 @@ func forwardSignals(p *launch.Process) (stop func()) {
 				return
 			case sig := <-ch:
 				n := sig.(syscall.Signal)
-				switch n {
-				case syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTSTP:
-					if foreground(p.PID) {
-						continue
-					}
-				case syscall.SIGTTIN, syscall.SIGTTOU:
-					continue // ours alone
+				if n == syscall.SIGTTIN || n == syscall.SIGTTOU || slices.Contains(keyboard, n) && foreground(p.PID) {
+					continue
 				}
 				p.Signal(n)
 			}

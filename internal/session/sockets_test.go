@@ -3,6 +3,7 @@ package session
 import (
 	"io"
 	"net"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -252,4 +253,147 @@ except OSError as e: print(e.strerror)
 		t.Errorf("got %s, want %s", got, want)
 	}
 	p.subs.Range(func(port, _ any) bool { t.Errorf("the pod was asked for port %v", port); return true })
+}
+
+// The pod's address is not one of the laptop's. A program that binds to it (it knows it by its host name, or
+// by POD_IP) sees it as its own.
+func TestAProgramBindsToThePodsAddress(t *testing.T) {
+	p := &nearPod{tcp: map[string]string{"10.9.9.9:80": greeter(t), "udp 10.9.9.9:53": udpEcho(t)}}
+	got := python(t, p, `
+import errno, socket
+pod="10.9.0.2"
+for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
+    s=socket.socket(type=kind); s.bind((pod,0)); print(s.getsockname()[0], s.getsockname()[1]>0)
+s=socket.socket(); s.bind((pod,0)); s.connect(("10.9.9.9",80)); print(s.recv(5), s.getsockname()[0])
+s=socket.socket(type=socket.SOCK_DGRAM); s.bind((pod,0)); at=s.getsockname()
+s.sendto(b"x",("10.9.9.9",53)); print(s.recvfrom(10), s.getsockname()==at)
+l=socket.socket(); l.bind((pod,0)); l.listen(); print(l.getsockname()[0])
+c=socket.create_connection(("127.0.0.1",l.getsockname()[1])); a,_=l.accept(); a.sendall(b"own"); print(c.recv(5))
+try: m=socket.socket(); m.bind(l.getsockname())
+except OSError as e: print(errno.errorcode[e.errno])
+s=socket.socket(socket.AF_INET6); s.bind(("::ffff:"+pod,0)); print(s.getsockname()[0])
+`)
+	want := `10.9.0.2 True
+10.9.0.2 True
+b'hello' 10.9.0.2
+(b'udp: x', ('10.9.9.9', 53)) True
+10.9.0.2
+b'own'
+EADDRINUSE
+::ffff:10.9.0.2
+`
+	if got != want {
+		t.Errorf("got %s\nwant %s", got, want)
+	}
+}
+
+// A UDP server of the program's answers whoever reached it on the laptop: another socket of the program's, or
+// another process; also from a second socket, as TFTP does.
+func TestWhoeverReachedAUDPServerOnTheLaptopHasItsAnswer(t *testing.T) {
+	free, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := free.LocalAddr().String()
+	free.Close()
+	answered := make(chan string, 1)
+	go func() {
+		defer close(answered)
+		c, err := net.Dial("udp", at)
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		b := make([]byte, 100)
+		for range 100 {
+			c.Write([]byte("q"))
+			c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			if n, err := c.Read(b); err == nil {
+				answered <- string(b[:n])
+				return
+			}
+			time.Sleep(20 * time.Millisecond) // refused, as long as it is not bound
+		}
+	}()
+	got, _ := under(t, &nearPod{}, "python3", "-c", `
+import socket, sys
+host, port = sys.argv[1].split(":")
+def udp(): s=socket.socket(type=socket.SOCK_DGRAM); s.settimeout(10); return s
+a=udp(); a.bind((host,int(port)))
+d,f=a.recvfrom(100); a.sendto(b"to the laptop",f)
+a.close(); a=udp(); a.bind(("127.0.0.1",0))
+b=udp(); b.sendto(b"q",a.getsockname()); d,f=a.recvfrom(100); a.sendto(b"one",f); print(b.recv(100))
+c=udp(); c.connect(a.getsockname()); c.send(b"q"); m=a.recvmsg(100); a.sendmsg([b"two"],[],0,m[3]); print(c.recv(100))
+e=udp(); e.connect(m[3]); e.send(b"lost"); c.settimeout(.1); print(e.getpeername()==m[3])
+b.sendto(b"q",a.getsockname()); d,f=a.recvfrom(100); g=udp(); g.sendto(b"three",f); print(b.recv(100))
+`, at)
+	if want := "b'one'\nb'two'\nTrue\nb'three'\n"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if a := <-answered; a != "to the laptop" {
+		t.Errorf("the laptop got %q", a)
+	}
+}
+
+func TestAConnectedDatagramSocketSendsElsewhereToo(t *testing.T) {
+	p := &nearPod{tcp: map[string]string{"udp 10.9.9.9:53": udpEcho(t), "udp 10.9.9.8:53": udpEcho(t)}}
+	got := python(t, p, `
+import ctypes, socket
+s=socket.socket(type=socket.SOCK_DGRAM); s.settimeout(10); s.connect(("10.9.9.9",53))
+print(s.sendto(b"same",("10.9.9.9",53)), s.recvfrom(100))
+print(s.sendto(b"other",("10.9.9.8",53)), s.sendto(b"other",("10.9.9.8",53)))
+s.send(b"again"); print(s.recv(100)) # what the other answers is not for a connected socket
+print(ctypes.CDLL(None).connect(s.fileno(), bytes(16), 16))
+print(s.sendto(b"x",("10.9.9.8",53)), s.recvfrom(100))
+`)
+	want := "4 (b'udp: same', ('10.9.9.9', 53))\n5 5\nb'udp: again'\n0\n1 (b'udp: x', ('10.9.9.8', 53))\n"
+	if got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestThreadsThatSendFirstToOneDestinationShareItsRelay(t *testing.T) {
+	p := &nearPod{delay: 50 * time.Millisecond, tcp: map[string]string{"udp 10.9.9.9:53": udpEcho(t)}}
+	ended := make(chan string)
+	go func() {
+		ended <- python(t, p, `
+import socket, threading
+for i in range(5):
+    s=socket.socket(type=socket.SOCK_DGRAM); s.settimeout(10)
+    ts=[threading.Thread(target=s.sendto, args=(b"x",("10.9.9.9",53))) for _ in range(8)]
+    for t in ts: t.start()
+    for t in ts: t.join()
+    print(len([s.recvfrom(10) for _ in ts]))
+    s.close()
+`)
+	}()
+	select {
+	case got := <-ended:
+		if want := strings.Repeat("8\n", 5); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	case <-time.After(60 * time.Second):
+		t.Fatal("the session does not end")
+	}
+}
+
+// UDP_SEGMENT, with which QUIC sends many datagrams at once.
+func TestDatagramsThatAreSentAsSegmentsArriveAsSuch(t *testing.T) {
+	p := &nearPod{tcp: map[string]string{"udp 10.9.9.9:53": udpEcho(t)}}
+	got := python(t, p, `
+import ctypes, socket, struct
+UDP_SEGMENT=103
+def cut(n): return [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H",n)), (socket.IPPROTO_IP, socket.IP_TOS, struct.pack("i",0))]
+s=socket.socket(type=socket.SOCK_DGRAM); s.settimeout(10)
+for i in range(2): # the first one finds no way to the pod yet
+    print(s.sendmsg([b"x"*2000,b"y"*500],cut(1000),0,("10.9.9.9",53)), [len(s.recvfrom(10000)[0]) for _ in range(3)])
+s.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 600)
+print(s.sendto(b"z"*1000,("10.9.9.9",53)), [len(s.recvfrom(10000)[0]) for _ in range(2)])
+c=socket.socket(type=socket.SOCK_DGRAM); c.settimeout(10); c.connect(("10.9.9.9",53))
+print(c.sendmsg([b"x"*2500],cut(1000)), [len(c.recv(10000)) for _ in range(3)])
+`)
+	want := "2500 [1005, 1005, 505]\n2500 [1005, 1005, 505]\n1000 [605, 405]\n2500 [1005, 1005, 505]\n"
+	if got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
 }

@@ -114,7 +114,7 @@ func TryFilter() error {
 // BlockSignals blocks every signal but Interrupt's on the calling thread, which must be locked: a
 // signal during AddFDSend would make the program's call return 0 with no descriptor.
 func BlockSignals() {
-	SetSignals(^uint64(0) &^ (1 << (interrupting - 1)))
+	SetSignals(^uint64(0) &^ (1 << (Interrupting - 1)))
 }
 
 // BlockAllSignals blocks every signal on the calling thread, which must be locked, and returns the mask
@@ -131,23 +131,23 @@ func SetSignals(mask uint64) {
 	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&mask)), 0, 8, 0, 0)
 }
 
-// interrupting is a real-time signal that nobody else uses. Go's runtime has a handler for it, which
+// Interrupting is a real-time signal that nobody else uses. Go's runtime has a handler for it, which
 // does nothing, but like all of Go's one that restarts what it interrupts.
-const interrupting = 42
+const Interrupting = 42
 
 // Interrupt makes a call in which thread tid of this process waits fail with EINTR. Who is just about
 // to wait is not reached: do it again until it has taken notice.
 func Interrupt(tid int) error {
 	var act struct{ handler, flags, restorer, mask uintptr } // struct kernel_sigaction
-	_, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, interrupting, 0, uintptr(unsafe.Pointer(&act)), 8, 0, 0)
+	_, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, Interrupting, 0, uintptr(unsafe.Pointer(&act)), 8, 0, 0)
 	if e == 0 && act.flags&saRestart != 0 {
 		act.flags &^= saRestart
-		_, _, e = unix.RawSyscall6(unix.SYS_RT_SIGACTION, interrupting, uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
+		_, _, e = unix.RawSyscall6(unix.SYS_RT_SIGACTION, Interrupting, uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
 	}
 	if e != 0 {
 		return e
 	}
-	return unix.Tgkill(unix.Getpid(), tid, interrupting)
+	return unix.Tgkill(unix.Getpid(), tid, Interrupting)
 }
 
 const saRestart = 0x10000000

@@ -270,3 +270,49 @@ func FuzzReadFrame(f *testing.F) {
 		}
 	})
 }
+
+// FuzzGreeting gives whatever bytes to a server that has one tunnel.
+func FuzzGreeting(f *testing.F) {
+	srv := NewServer(Options{})
+	f.Cleanup(srv.Close)
+	there, _ := srv.find(greeting{id: [16]byte{1}, token: [16]byte{2}})
+	for _, g := range []greeting{
+		{id: [16]byte{9}, attempt: 1},
+		{id: [16]byte{1}, attempt: 1},
+		{known: true, id: [16]byte{1}, token: [16]byte{2}, attempt: 7, received: 3},
+		{known: true, id: [16]byte{1}, token: [16]byte{2}, lane: 1, attempt: 1},
+		{known: true, id: [16]byte{1}, token: [16]byte{2}, lane: 2, attempt: 1},
+		{known: true, id: [16]byte{1}, token: [16]byte{2}, lane: laneHandoff, received: 1},
+	} {
+		f.Add(g.encode())
+	}
+	f.Add(magic[:])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		g, err := readGreeting(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		if again, err := readGreeting(bytes.NewReader(g.encode())); err != nil || again != g {
+			t.Errorf("%+v became %+v, %v", g, again, err)
+		}
+		c, fresh := srv.find(g)
+		switch {
+		case fresh:
+			if g.known || g.lane != 0 || g.received != 0 || g.id == there.id {
+				t.Errorf("%+v is a new tunnel", g)
+			}
+			c.finish(ErrClosed)
+			c.wg.Wait()
+		case c != nil:
+			if c != there || !g.known || g.token != there.token {
+				t.Errorf("%+v is a known tunnel", g)
+			}
+			if _, ok := c.expect(g); ok && int(g.lane) >= len(c.links) {
+				t.Errorf("lane %d", g.lane)
+			}
+			for _, l := range c.links { // for the next one
+				l.attempt = 0
+			}
+		}
+	})
+}

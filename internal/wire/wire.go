@@ -8,7 +8,8 @@
 //
 // A message is a length (uint32, big endian) and that many bytes of CBOR: a map with short text
 // keys, so an older peer skips what it does not know and a newer one sees zero values. Adding a
-// field is compatible; changing the meaning of one is a new protocol version.
+// field is compatible; changing the meaning of one is a new protocol version. Text may be of any
+// bytes: a variable of the pod's is what its process was given.
 package wire
 
 import (
@@ -34,7 +35,7 @@ const MaxMessage = 8 << 20
 
 var (
 	enc = must(cbor.EncOptions{Sort: cbor.SortNone}.EncMode())
-	dec = must(cbor.DecOptions{MaxArrayElements: 1 << 20, MaxMapPairs: 1 << 16}.DecMode())
+	dec = must(cbor.DecOptions{MaxArrayElements: 1 << 20, MaxMapPairs: 1 << 16, UTF8: cbor.UTF8DecodeInvalid}.DecMode())
 )
 
 func must[T any](v T, err error) T {

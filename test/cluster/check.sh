@@ -31,7 +31,7 @@ spec:
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: t}
-spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080, nodePort: 30080}]}
+spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080, nodePort: 30081}]}
 ---
 apiVersion: v1
 kind: Pod
@@ -94,7 +94,7 @@ t dns-short     '^web-'             $C wget -qO- http://web/
 t dns-fqdn      "$SVC"              $C nslookup web.t.svc.cluster.local
 t dns-api       '10.96.0.1'         $C nslookup kubernetes.default.svc.cluster.local
 t api-clusterip 'Unauthorized|"code": 401|403|server returned error|alert code' $C wget --no-check-certificate -qO- https://kubernetes.default/api
-t nodeport      '^web-'             $C wget -qO- http://10.88.0.2:30080/
+t nodeport      '^web-'             $C wget -qO- http://10.88.0.2:30081/
 t node-clusterip '^web-'            "$here/cluster.sh" net "$D/root/bin/busybox" wget -qO- "http://$SVC/"
 t hostport      "^hp"               $C wget -qO- http://$($K -n t get pod hp -o jsonpath={.status.hostIP}):31080/
 t seccomp       "Seccomp:.2"        $K -n t exec hp -- grep Seccomp: /proc/self/status

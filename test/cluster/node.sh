@@ -19,12 +19,14 @@ for c in $CTRLS; do
 done
 mount -t tmpfs tmpfs /run                        # /run/containerd/containerd.sock at its usual place
 mount -t overlay -o "lowerdir=$K8S_DIR/root/usr:/usr" overlay /usr   # what was unpacked, where it expects to be
-# /var and /etc: writable here, unchanged on the host
-mkdir -p /run/ovl
+# /var and /etc: writable here, unchanged on the host; the cluster's own state stays what it is, wherever
+mkdir -p /run/ovl /run/state
+mount --bind "$RUN" /run/state
 for d in var etc; do
   mkdir -p /run/ovl/$d.up /run/ovl/$d.wk
   mount -t overlay -o lowerdir=/$d,upperdir=/run/ovl/$d.up,workdir=/run/ovl/$d.wk overlay /$d
 done
+mount --bind /run/state "$RUN"
 # big or snapshot-bearing state lives on the real disk
 mkdir -p "$N"/{containerd,kubelet,pods} /var/lib/{containerd,kubelet} /var/log/{pods,containers} /etc/cni/net.d /etc/kubernetes
 mount --bind "$N/containerd" /var/lib/containerd
@@ -118,7 +120,7 @@ run() {
     --initial-advertise-peer-urls http://127.0.0.1:2380 --initial-cluster "$NODE=http://127.0.0.1:2380" --log-level warn
 run containerd containerd
 [ "$I" != 1 ] || run apiserver kube-apiserver --etcd-servers=http://127.0.0.1:2379 --advertise-address=$NODE_IP --secure-port=6443 \
-    --service-cluster-ip-range=$SVC_CIDR --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
+    --service-cluster-ip-range=$SVC_CIDR --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement \
     --allow-privileged=true --client-ca-file=$P/ca.crt --tls-cert-file=$P/apiserver.crt --tls-private-key-file=$P/apiserver.key \
     --kubelet-certificate-authority=$P/ca.crt --kubelet-client-certificate=$P/apiserver-kubelet-client.crt \
     --kubelet-client-key=$P/apiserver-kubelet-client.key --service-account-issuer=https://kubernetes.default.svc.cluster.local \

@@ -139,22 +139,32 @@ func TestDialsThatAreNeverAnsweredStopNoGoroutine(t *testing.T) {
 		t.Fatalf("%v: %q %s", err, r.Stdout, r.Stderr)
 	}
 	t.Logf("ticks of another goroutine in the same time: %d without, %d during 1,000 pending dials", before, during)
-	if during == 0 || failed != 0 {
-		t.Errorf("ticks %d during the dials, %d of which failed", during, failed)
+	if during < before/4 || before < 100 || failed != 0 {
+		t.Errorf("ticks %d during the dials, %d before them; %d of the dials failed", during, before, failed)
 	}
 }
 
 func TestTheEnvironmentIsThePodsOverTheLaptops(t *testing.T) {
 	b := bed.Up(t, stead, "conformance-env")
-	b.Env = append(b.Env, "ONLY_HERE=laptop", "GREETING=from the laptop")
+	b.Env = append(b.Env, "ONLY_HERE=laptop", "GREETING=from the laptop", "PYTHONPATH=/var/tmp/laptop")
+	native := b.Native("env").Stdout
+	for _, own := range []string{"PATH", "HOME", "PWD", "PYTHONPATH", "JAVA_HOME"} {
+		if !strings.Contains("\n"+native, "\n"+own+"=/") {
+			t.Fatalf("the pod has no %s of its own:\n%s", own, native)
+		}
+	}
 	got := map[string]string{}
 	for _, kv := range strings.Split(b.Exec(nil, "env").Stdout, "\n") {
 		k, v, _ := strings.Cut(kv, "=")
 		got[k] = v
 	}
+	if strings.Contains(fmt.Sprint(got), "/home/pod") {
+		t.Errorf("places of the pod's have come: %v", got)
+	}
 	for k, want := range map[string]string{
 		"POD_NAME": "orders-0", "GREETING": "hello from the pod", "ONLY_HERE": "laptop",
 		"DATABASE_URL": "tcp://db.shop.svc.cluster.local:5432", "HOME": os.Getenv("HOME"), "PATH": os.Getenv("PATH"),
+		"PWD": os.Getenv("PWD"), "PYTHONPATH": "/var/tmp/laptop", "JAVA_HOME": os.Getenv("JAVA_HOME"),
 	} {
 		if got[k] != want {
 			t.Errorf("%s is %q, want %q", k, got[k], want)

@@ -44,6 +44,15 @@ func TestTheDoorsAgree(t *testing.T) {
 	})
 }
 
+// What listing a directory says of a file's number is what stat says; tools that walk a tree rely on it. (By
+// the copies the two differ: notify/copies_linux.go.)
+func TestListingAndStatAgreeOnNumbers(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-inodes")
+	for _, door := range []string{"mount", "trap"} {
+		same(t, b, []string{"--files", door}, "python3", programs+"/probe.py", "inodes", "/var/data/many", "/etc/orders")
+	}
+}
+
 // makeLinks makes in the pod what programs/doors.py looks at.
 func makeLinks(t *testing.T, b *bed.Bed) {
 	t.Helper()
@@ -62,6 +71,25 @@ func answers(door, stdout, laptop string) string {
 		stdout = stopsSeen.ReplaceAllString(stdout, "")
 	}
 	return strings.ReplaceAll(stdout, laptop, "LAPTOP")
+}
+
+// What an ordinary user's program keeps from debuggers, it keeps from us: under the trap its path calls
+// fail, and what can be done is said once.
+func TestWhoLetsNobodyTraceItIsToldWhatHelps(t *testing.T) {
+	dir := ordinary(t)
+	b := bed.UpAs(t, filepath.Join(dir, "stead"), "conformance-hidden", nobody)
+	hide := []string{"/usr/bin/env", "python3", "-c", `import ctypes, os
+ctypes.CDLL(None).prctl(4, 0)  # PR_SET_DUMPABLE
+for path in "/etc/orders/config.yaml", "/tmp":
+    try: os.stat(path); print("seen")
+    except OSError as e: print(e.strerror)`}
+	if r := b.Exec([]string{"--files", "mount", "--no-incoming"}, hide...); r.Stdout != "seen\nseen\n" || r.Stderr != "" {
+		t.Errorf("by mount it says %s%s", r.Stdout, r.Stderr)
+	}
+	r := b.Exec([]string{"--files", "trap", "--no-incoming"}, hide...)
+	if r.Stdout != "Permission denied\nPermission denied\n" || strings.Count(r.Stderr, "warning: ") != 1 || strings.Count(r.Stderr, "\nhint: ") != 1 || !strings.Contains(r.Stderr, "--files mount") {
+		t.Errorf("by trap it says %s%s", r.Stdout, r.Stderr)
+	}
 }
 
 // Where no namespace can be made, --files auto takes the trap, says so once and what would open the

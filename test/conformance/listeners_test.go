@@ -140,10 +140,10 @@ except OSError as e: print(errno.errorcode[e.errno])
 	}
 }
 
-// A client that closes first leaves our end of the way to the program in TIME_WAIT for a minute.
-func TestMoreConnectionsAreStolenThanALoopbackAddressHasPorts(t *testing.T) {
-	b := &bed.Bed{Stead: stead, T: t, Env: append(os.Environ(), "STEAD_PLAYGROUND=conformance-ports")}
-	holder := exec.Command("unshare", "--net", "--kill-child", "--fork", "sh", "-c", "ip link set lo up && echo 40000 40063 > /proc/sys/net/ipv4/ip_local_port_range && echo up && exec sleep 1000")
+// machine is a network namespace with a loopback and a setting of its own, in which stead runs.
+func machine(t *testing.T, name, setting string) *bed.Bed {
+	t.Helper()
+	holder := exec.Command("unshare", "--net", "--kill-child", "--fork", "sh", "-c", "ip link set lo up && "+setting+" && echo up && exec sleep 1000")
 	out, err := holder.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -151,19 +151,26 @@ func TestMoreConnectionsAreStolenThanALoopbackAddressHasPorts(t *testing.T) {
 	if err := holder.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { holder.Process.Kill(); holder.Wait() }()
+	t.Cleanup(func() { holder.Process.Kill(); holder.Wait() })
 	if l, _ := bufio.NewReader(out).ReadString('\n'); l != "up\n" {
-		t.Fatalf("a machine with few ports: %q", l)
+		t.Fatalf("a machine with %s: %q", setting, l)
 	}
 	child, err := exec.Command("pgrep", "-P", strconv.Itoa(holder.Process.Pid)).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
+	b := &bed.Bed{Stead: stead, T: t, Env: append(os.Environ(), "STEAD_PLAYGROUND="+name)}
 	b.Before = []string{"nsenter", "--net", "--target", strings.TrimSpace(string(child)), "--"}
 	if r := b.Run("playground", "up", "--detach"); r.Code != 0 {
 		t.Fatal(r.Stderr)
 	}
-	defer b.Run("playground", "down")
+	t.Cleanup(func() { b.Run("playground", "down") })
+	return b
+}
+
+// A client that closes first leaves our end of the way to the program in TIME_WAIT for a minute.
+func TestMoreConnectionsAreStolenThanALoopbackAddressHasPorts(t *testing.T) {
+	b := machine(t, "conformance-ports", "echo 40000 40063 > /proc/sys/net/ipv4/ip_local_port_range")
 	_, end := session(t, b, "--steal", `
 import socket, sys, threading
 l = socket.create_server(("", 8080))

@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -10,12 +11,43 @@ import (
 
 func TestCallsOnSocketsSayWhatTheySayInThePod(t *testing.T) {
 	b := bed.Up(t, stead, "conformance-sockets")
-	for _, c := range []string{"refused", "mapped", "bound"} {
+	for _, c := range []string{"refused", "mapped", "bound", "segments", "answered"} {
 		argv := []string{"python3", programs + "/sockets.py", c}
 		native := b.Native(argv...)
 		under := b.Exec([]string{"--no-incoming"}, argv...)
 		if diff := cmp.Diff(native.Stdout, under.Stdout); diff != "" || native.Code != 0 || under.Code != 0 || native.Stdout == "" {
 			t.Errorf("%s: exit codes %d and %d, stderr %s\n- pod + stead:\n%s", c, native.Code, under.Code, native.Stderr+under.Stderr, diff)
+		}
+	}
+}
+
+// What would leave from the laptop, or be answered by it, is refused and told.
+func TestPingIsToldThatItDoesNotLeaveFromThePod(t *testing.T) {
+	b := machine(t, "conformance-ping", "echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range")
+	for _, kind := range []string{"SOCK_RAW", "SOCK_DGRAM"} { // as root, and as everybody on many systems
+		r := b.Exec([]string{"--no-incoming"}, "python3", "-c", `
+import errno, socket, struct
+def ping(family, protocol, to, echo):
+    s = socket.socket(family, socket.`+kind+`, protocol)
+    s.settimeout(10)
+    b = struct.pack("!BBHHH", echo, 0, 0xffff - (echo << 8) - 1 if echo == 8 else 0, 0, 1)
+    for send in (lambda: s.sendto(b, (to, 0)), lambda: s.sendmsg([b], [], 0, (to, 0)), lambda: s.connect((to, 0)) or s.send(b)):
+        try:
+            send()
+            yield "answered" if s.recv(100) else ""
+        except OSError as e:
+            yield errno.errorcode.get(e.errno, str(e))
+for to in ("10.244.0.12", "10.244.0.99", "127.0.0.1"):
+    print(*ping(socket.AF_INET, socket.IPPROTO_ICMP, to, 8))
+for to in ("fd00:244::12", "::1"):
+    print(*ping(socket.AF_INET6, socket.IPPROTO_ICMPV6, to, 128))
+`)
+		away, here := strings.Repeat(" EHOSTUNREACH", 3)[1:]+"\n", strings.Repeat(" answered", 3)[1:]+"\n"
+		if want := away + away + here + away + here; r.Stdout != want || r.Code != 0 {
+			t.Errorf("%s: exit code %d: %q, want %q", kind, r.Code, r.Stdout, want)
+		}
+		if n := strings.Count(r.Stderr, "only TCP and UDP leave from the pod"); n != 1 {
+			t.Errorf("%s: told %d times: %s", kind, n, r.Stderr)
 		}
 	}
 }

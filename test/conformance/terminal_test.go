@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"context"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -13,20 +14,88 @@ import (
 )
 
 func TestTerminalAndJobControlAreAsWithoutStead(t *testing.T) {
+	t.Parallel()
 	b := bed.Up(t, stead, "conformance-terminal")
-	ctx, cancel := context.WithTimeout(context.Background(), bed.Limit)
-	defer cancel()
-	c := exec.CommandContext(ctx, "python3", filepath.Join(bed.Root(), "test/conformance/programs/terminal.py"), stead)
-	c.Env = append(b.Env, "TERM=dumb")
-	out, err := c.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "all as without stead") {
-		t.Errorf("%v\n%s", err, out)
+	typing := func(t *testing.T, before ...string) string {
+		ctx, cancel := context.WithTimeout(context.Background(), bed.Limit)
+		defer cancel()
+		c := exec.CommandContext(ctx, "python3", append([]string{filepath.Join(bed.Root(), "test/conformance/programs/terminal.py")}, before...)...)
+		c.Env = append(b.Env, "TERM=dumb")
+		out, err := c.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return string(out)
+	}
+	native := typing(t)
+	for _, door := range append(doors, "none") {
+		t.Run("by "+door, func(t *testing.T) {
+			if diff := cmp.Diff(native, typing(t, stead, "exec", "-t", "playground/orders", "--no-incoming", "--files", door, "--")); diff != "" {
+				t.Errorf("- native + stead:\n%s", diff)
+			}
+		})
+	}
+	// A command in a pod has a terminal of its own, as by kubectl exec -it.
+	t.Run("natively in the pod", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(context.Background(), bed.Limit)
+		defer cancel()
+		c := exec.CommandContext(ctx, "python3", filepath.Join(bed.Root(), "test/conformance/programs/inpod.py"), stead)
+		c.Env = append(b.Env, "TERM=dumb")
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
+}
+
+// What a program leaves running cannot go on without stead: it is told to end, then ended.
+func TestWhatAProgramLeavesRunningEndsWithIt(t *testing.T) {
+	t.Parallel()
+	b := bed.Up(t, stead, "conformance-leftovers")
+	const daemons = `import os, signal, sys, time
+def daemon(name, deaf):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            null = os.open("/dev/null", os.O_RDWR)
+            for fd in (0, 1, 2): os.dup2(null, fd)
+            def told(*a):
+                open(sys.argv[1] + "/told-" + name, "w").close()
+                if not deaf: os._exit(0)
+            signal.signal(signal.SIGTERM, told)
+            open(sys.argv[1] + "/" + name, "w").write(os.readlink("/proc/self"))
+            while True: time.sleep(1)
+        os._exit(0)
+    os.wait()
+daemon("polite", False)
+daemon("deaf", True)
+while not all(os.path.exists(sys.argv[1] + "/" + n) and open(sys.argv[1] + "/" + n).read() for n in ("polite", "deaf")): time.sleep(0.01)
+print("done")
+sys.exit(4)`
+	for _, door := range append(doors, "none") {
+		dir, err := os.MkdirTemp("/var/tmp", "stead-leftovers")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		r := b.Exec([]string{"--no-incoming", "--files", door}, "python3", "-c", daemons, dir)
+		if r.Stdout != "done\n" || r.Code != 4 || r.Stderr != "stead: the program has ended; ending 2 process(es) that it left running\n" {
+			t.Errorf("by %s: %+v", door, r)
+		}
+		for _, name := range []string{"polite", "deaf"} {
+			if _, err := os.Stat(dir + "/told-" + name); err != nil {
+				t.Errorf("by %s: %s was not told to end: %v", door, name, err)
+			}
+			pid, _ := os.ReadFile(dir + "/" + name)
+			if cmdline, err := os.ReadFile("/proc/" + string(pid) + "/cmdline"); err == nil && strings.Contains(string(cmdline), dir) {
+				t.Errorf("by %s: %s goes on as %s", door, name, pid)
+			}
+		}
 	}
 }
 
 func TestSignalsToSteadReachTheProgramOnce(t *testing.T) {
 	b := bed.Up(t, stead, "conformance-signals")
-	for _, sig := range []string{"TERM", "HUP", "USR1", "USR2", "INT"} {
+	for _, sig := range []string{"TERM", "HUP", "USR1", "USR2", "INT", "ABRT", "ALRM", "WINCH", "IO", "PWR", "RTMIN+3", "RTMAX"} {
 		// $PPID is the guard, whose parent is stead.
 		r := b.Exec([]string{"--no-incoming"}, "bash", "-c", `
 			n=0; trap 'n=$((n+1))' `+sig+`
@@ -73,7 +142,7 @@ print([s for s in signal.valid_signals() if s < 32 and signal.getsignal(s) == si
 		return string(out)
 	}
 	native := run("python3", "-c", tell)
-	for _, door := range []string{"mount", "trap", "none"} {
+	for _, door := range append(doors, "none") {
 		argv := b.Command("exec", "-q", "-t", "playground/orders", "--no-incoming", "--files", door, "--", "python3", "-c", tell).Args
 		if diff := cmp.Diff(native, run(argv...)); diff != "" {
 			t.Errorf("--files %s: - native + stead:\n%s", door, diff)

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -10,12 +11,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 )
 
 // field reads one of the test's own kubeconfig.
@@ -120,32 +121,16 @@ func TestTheKubeconfigMeansWhatItMeansToKubectl(t *testing.T) {
 			}
 		}
 	})
+	t.Run("impersonation of a user, with a group and without", func(t *testing.T) {
+		sees(t, "-n", namespace, "--as", "eve", "--as-group", "nobodies", "--as-group", "system:masters")
+		r := execIn("deployment/bare", []string{"--as", "eve", "--as-group", "nobodies"}, "true")
+		if r.code != 125 || !strings.Contains(r.stderr, "eve may not get deployments") {
+			t.Errorf("exit code %d: %s", r.code, r.stderr)
+		}
+	})
 	t.Run("a proxy", func(t *testing.T) {
-		var through atomic.Int32
-		proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.Method != http.MethodConnect {
-				http.Error(w, "only CONNECT", http.StatusMethodNotAllowed)
-				return
-			}
-			far, err := net.Dial("tcp", r.Host)
-			if err != nil {
-				http.Error(w, err.Error(), http.StatusBadGateway)
-				return
-			}
-			through.Add(1)
-			near, _, err := w.(http.Hijacker).Hijack()
-			if err != nil {
-				far.Close()
-				return
-			}
-			io.WriteString(near, "HTTP/1.1 200 Connected\r\n\r\n")
-			go func() { io.Copy(far, near); far.(*net.TCPConn).CloseWrite() }()
-			io.Copy(near, far)
-			near.Close()
-			far.Close()
-		}))
-		t.Cleanup(proxy.Close)
-		sees(t, "--kubeconfig", configOf(t, certificate(t), map[string]any{"proxy-url": proxy.URL}))
+		proxy, through := connectProxy(t, "")
+		sees(t, "--kubeconfig", configOf(t, certificate(t), map[string]any{"proxy-url": proxy}))
 		// The API's own connection, and the forward's.
 		if n := through.Load(); n < 2 {
 			t.Errorf("%d connections by the proxy", n)
@@ -155,5 +140,65 @@ func TestTheKubeconfigMeansWhatItMeansToKubectl(t *testing.T) {
 			t.Errorf("a proxy that is away: exit code %d: %s", r.code, r.stderr)
 		}
 	})
-	nothingLeft(t, 30*time.Second)
+	t.Run("a proxy that the environment names", func(t *testing.T) {
+		server, err := url.Parse(field(t, ".clusters[0].cluster.server"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		proxy, through := connectProxy(t, server.Host)
+		// Nobody asks a proxy for the loopback: another name of it is wanted.
+		config := func(host string) string {
+			return configOf(t, certificate(t), map[string]any{"server": "https://" + host, "tls-server-name": server.Hostname()})
+		}
+		t.Setenv("HTTPS_PROXY", proxy)
+		sees(t, "--kubeconfig", config("kubernetes.shop.test:443")) // which only the proxy knows
+		if n := through.Load(); n < 2 {
+			t.Errorf("%d connections by the proxy", n)
+		}
+		direct := config("0.0.0.0:" + server.Port())
+		through.Store(0)
+		sees(t, "--kubeconfig", direct)
+		if n := through.Load(); n < 2 {
+			t.Errorf("%d connections by the proxy", n)
+		}
+		for _, none := range []string{"example.com,0.0.0.0", "0.0.0.0/8"} {
+			t.Setenv("NO_PROXY", none)
+			through.Store(0)
+			sees(t, "--kubeconfig", direct)
+			if n := through.Load(); n != 0 {
+				t.Errorf("NO_PROXY=%s: %d connections by the proxy", none, n)
+			}
+		}
+	})
+	nothingLeft(t, soon)
+}
+
+// connectProxy is a proxy that counts its connections; they lead to the address, if one is given.
+func connectProxy(t *testing.T, to string) (address string, through *atomic.Int32) {
+	t.Helper()
+	through = new(atomic.Int32)
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodConnect {
+			http.Error(w, "only CONNECT", http.StatusMethodNotAllowed)
+			return
+		}
+		far, err := net.Dial("tcp", cmp.Or(to, r.Host))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		through.Add(1)
+		near, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			far.Close()
+			return
+		}
+		io.WriteString(near, "HTTP/1.1 200 Connected\r\n\r\n")
+		go func() { io.Copy(far, near); far.(*net.TCPConn).CloseWrite() }()
+		io.Copy(near, far)
+		near.Close()
+		far.Close()
+	}))
+	t.Cleanup(proxy.Close)
+	return proxy.URL, through
 }

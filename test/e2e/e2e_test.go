@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +33,7 @@ var (
 	stead      string
 	kubeconfig string
 	tools      string // the directory of kubectl and of the cluster's own tools
+	lastNode   string // node2 of two
 )
 
 func TestMain(m *testing.M) {
@@ -43,8 +46,12 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func cluster(args ...string) (string, error) {
+func cluster(args ...string) (string, error) { return clusterAt("node1", args...) }
+
+// clusterAt runs cluster.sh for a node.
+func clusterAt(node string, args ...string) (string, error) {
 	c := exec.Command(filepath.Join(bed.Root(), "test/cluster/cluster.sh"), args...)
+	c.Env = append(os.Environ(), "I="+strings.TrimPrefix(node, "node"))
 	out, err := c.CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("cluster.sh %s: %w\n%s", strings.Join(args, " "), err, out)
@@ -69,11 +76,31 @@ func run(m *testing.M) (int, error) {
 		return 0, fmt.Errorf("test/cluster/env: %v %q", err, out)
 	}
 	kubeconfig, tools = lines[0], lines[1]
+	if err := shape(); err != nil {
+		return 0, err
+	}
 	if err := furnish(); err != nil {
 		return 0, err
 	}
 	defer kubectl("delete", "namespace", namespace, "--wait=false")
 	return m.Run(), nil
+}
+
+// shape fails unless the cluster is the one that is asked for: one that was up may be another.
+func shape() error {
+	nodes, mode := strings.Fields(kubectl("get", "nodes", "-o", "jsonpath={.items[*].metadata.name}").stdout), cmp.Or(os.Getenv("PROXY_MODE"), "nftables")
+	want := cmp.Or(os.Getenv("NODES"), "1")
+	if strconv.Itoa(len(nodes)) != want {
+		return fmt.Errorf("the cluster that is up has the nodes %v, NODES is %s; first: make cluster-down", nodes, want)
+	}
+	for _, n := range nodes { // kube-proxy itself says
+		out, err := clusterAt(n, "net", filepath.Join(tools, "../root/bin/busybox"), "wget", "-qO-", "http://127.0.0.1:10249/proxyMode")
+		if err != nil || strings.TrimSpace(out) != mode {
+			return fmt.Errorf("kube-proxy of %s is in mode %q, PROXY_MODE is %s (%v); first: make cluster-down", n, out, mode, err)
+		}
+	}
+	lastNode = slices.Max(nodes)
+	return nil
 }
 
 // furnish gives the cluster the images and the namespace.
@@ -114,13 +141,14 @@ func furnish() error {
 		return err
 	}
 	b = bytes.ReplaceAll(b, []byte("PROGRAMS"), []byte(programs()))
+	b = bytes.ReplaceAll(b, []byte("LAST"), []byte(lastNode))
 	if r := kubectl("delete", "namespace", namespace, "--ignore-not-found"); r.code != 0 {
 		return errors.New(r.stderr)
 	}
 	if r := apply(string(b)); r.code != 0 {
 		return errors.New(r.stderr)
 	}
-	for _, w := range []string{"deployment/orders", "statefulset/db", "deployment/bare"} {
+	for _, w := range []string{"deployment/orders", "statefulset/db", "deployment/bare", "deployment/shared", "deployment/single", "deployment/double"} {
 		if r := kubectl("rollout", "status", w, "--timeout=120s"); r.code != 0 {
 			return fmt.Errorf("%s%s", r.stderr, kubectl("describe", "pods").stdout)
 		}
@@ -137,7 +165,10 @@ type result struct {
 	code           int
 }
 
-func command(input, name string, args ...string) result {
+func command(input, name string, args ...string) result { return within(limit, input, name, args...) }
+
+// within runs a command that must end within a time.
+func within(limit time.Duration, input, name string, args ...string) result {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	c := exec.CommandContext(ctx, name, args...)
@@ -187,17 +218,36 @@ func podOf(t *testing.T, app string) string {
 	return names[0]
 }
 
-// nothingLeft fails the test if something of ours stays in the namespace.
+// How long something of ours may stay in the cluster after the last session: where the agent knows that
+// it has ended, and where only the lease tells.
+const (
+	soon  = 15 * time.Second
+	lease = 60 * time.Second
+)
+
+// marked is what the cluster has of ours: objects of any kind, in every namespace.
+func marked() result {
+	kinds := kubectl("api-resources", "--verbs=list", "-o", "name", "--cached")
+	if kinds.code != 0 {
+		return kinds
+	}
+	return kubectl("get", strings.Join(strings.Fields(kinds.stdout), ","), "-A", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name", "--ignore-not-found")
+}
+
+// nothingLeft fails the test if something of ours stays in the cluster.
 func nothingLeft(t *testing.T, within time.Duration) {
 	t.Helper()
 	began := time.Now()
-	defer func() { t.Logf("what was ours went within %v", time.Since(began).Round(100*time.Millisecond)) }()
-	var r result
-	for end := time.Now().Add(within); time.Now().Before(end); time.Sleep(300 * time.Millisecond) {
-		r = kubectl("get", "jobs,pods", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name")
-		if r.code == 0 && r.stdout == "" {
+	var agents, objects result
+	for end := began.Add(within); ; time.Sleep(200 * time.Millisecond) {
+		agents = command("", stead, "agents", "-A")
+		if objects = marked(); agents.code == 0 && objects.code == 0 && agents.stdout+objects.stdout == "" {
+			t.Logf("what was ours went within %v", time.Since(began).Round(100*time.Millisecond))
 			return
 		}
+		if time.Now().After(end) {
+			break
+		}
 	}
-	t.Errorf("left after %v: %s%s", within, r.stdout, r.stderr)
+	t.Errorf("left after %v: %s%s%s%s", within, agents.stdout, agents.stderr, objects.stdout, objects.stderr)
 }

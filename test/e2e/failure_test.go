@@ -16,12 +16,25 @@ func pod(name, ns, image, arg string) string {
 	return strings.NewReplacer("NAME", name, "NS", ns, "IMAGE", image, "ARG", arg).Replace(podOfState)
 }
 
-// TestFailuresAreNamed: every row is a cause, the words that name it, and the words that help. None
-// may wait for a time-out: the one of the start is longer than the test's limit.
+// named bounds how long a failure may take to be named. No row may wait for a time-out: that of the start
+// is far longer.
+const named = 30 * time.Second
+
+// fails runs a session that must fail before that.
+func fails(target string, flags ...string) result {
+	args := append([]string{"exec", "-q", "-n", namespace, "--target", target, "--agent-startup-timeout", "5m"}, flags...)
+	return within(named, "", stead, append(args, "--", "true")...)
+}
+
+// TestFailuresAreNamed: every row is a cause, the words that name it, and the words that help.
 func TestFailuresAreNamed(t *testing.T) {
 	const img = "registry.local/e2e:1"
 	r := apply("---" + pod("crashing", namespace, img, "no-such-command") + "---" + pod("unpullable", namespace, "registry.invalid/none:1", "x") +
-		"---" + pod("ended", namespace, img, "env") + `
+		`
+---
+{apiVersion: v1, kind: Pod, metadata: {name: ended, namespace: shop}, spec: {restartPolicy: Never, containers: [{name: app, image: "registry.local/e2e:1", args: [env]}]}}
+---
+{apiVersion: batch/v1, kind: Job, metadata: {name: done, namespace: shop}, spec: {template: {metadata: {labels: {app: done}}, spec: {restartPolicy: Never, containers: [{name: app, image: "registry.local/e2e:1", args: [env]}]}}}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: unschedulable, namespace: shop}, spec: {nodeSelector: {no: such}, containers: [{name: app, image: "registry.local/e2e:1"}]}}
 ---
@@ -42,7 +55,7 @@ func TestFailuresAreNamed(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		kubectl("delete", "namespace", "shop-restricted", "shop-quota", "shop-limits", "--wait=false")
-		kubectl("delete", "pod", "crashing", "unpullable", "ended", "unschedulable", "--wait=false")
+		kubectl("delete", "pod/crashing", "pod/unpullable", "pod/ended", "job/done", "pod/unschedulable", "--wait=false")
 	})
 	for _, ns := range []string{"shop-restricted", "shop-quota", "shop-limits"} {
 		if r := kubectl("-n", ns, "wait", "--for=condition=Ready", "pod/app", "--timeout=60s"); r.code != 0 {
@@ -64,8 +77,10 @@ func TestFailuresAreNamed(t *testing.T) {
 	state("crashing", ".status.containerStatuses[0].state.waiting.reason", "CrashLoopBackOff")
 	state("unpullable", ".status.containerStatuses[0].state.waiting.reason", "Err")
 	state("unschedulable", ".status.conditions[0].message", "node")
-	state("ended", ".status.containerStatuses[0].restartCount", "") // restarts: it may be in any state
-	long := []string{"--agent-startup-timeout", "10m"}
+	state("ended", ".status.phase", "Succeeded")
+	if r := kubectl("wait", "--for=condition=Complete", "job/done", "--timeout=60s"); r.code != 0 {
+		t.Fatal(r.stderr)
+	}
 	for _, c := range []struct {
 		name, target string
 		flags        []string
@@ -79,24 +94,28 @@ func TestFailuresAreNamed(t *testing.T) {
 		{"not a target", "orders", nil, "want KIND/NAME", "--target"},
 		{"a target that keeps crashing", "pod/crashing", nil, "keeps crashing", "kubectl -n shop logs crashing -c app --previous"},
 		{"a target without its image", "pod/unpullable", nil, "not running", "describe pod unpullable"},
+		{"a target that has ended", "pod/ended", nil, "has ended: Completed, exit code 0", "kubectl -n shop logs ended -c app"},
+		{"a job that is complete", "job/done", nil, "has ended: Completed, exit code 0", "kubectl -n shop logs done-"},
 		{"a target without a node", "pod/unschedulable", nil, "has no node", "describe pod unschedulable"},
 		{"no image named", "deployment/bare", []string{"--agent-image", ""}, "no image for the agent", "stead agent image --push"},
-		{"an image that is nowhere", "deployment/bare", append(long, "--agent-image", "127.0.0.1:1/none:1"), "image cannot be pulled", "does the image 127.0.0.1:1/none:1 exist"},
-		{"an image that is not there and not to be pulled", "deployment/bare", append(long, "--agent-image", "registry.local/none:1", "--agent-pull-policy", "Never"), "not on the node", "registry.local/none:1"},
-		{"an image name that is none", "deployment/bare", append(long, "--agent-image", "UPPER case"), "no valid name", "--agent-image"},
-		{"an image that is no agent", "deployment/bare", append(long, "--agent-image", img), "ended at once", ""},
-		{"a node that is full", "deployment/bare", append(long, "--agent-cpu", "request=1000"), "OutOfcpu", "the node is full"},
-		{"no such priority class", "deployment/bare", append(long, "--agent-priority", "none"), "PriorityClass", "kubectl get priorityclass"},
-		{"no such service account", "deployment/bare", append(long, "--agent-service-account", "none"), "serviceaccount", "kubectl get serviceaccount"},
-		{"PodSecurity restricted", "pod/app", append(long, "-n", "shop-restricted"), "violates PodSecurity", "SYS_ADMIN, SYS_PTRACE, NET_ADMIN, NET_RAW"},
-		{"a quota that is used up", "pod/app", append(long, "-n", "shop-quota"), "exceeded quota", "kubectl describe quota"},
-		{"a limit range", "pod/app", append(long, "-n", "shop-limits", "--agent-memory", "64Mi"), "maximum memory usage", "--agent-memory"},
+		{"an image that is nowhere", "deployment/bare", []string{"--agent-image", "127.0.0.1:1/none:1"}, "image cannot be pulled", "does the image 127.0.0.1:1/none:1 exist"},
+		{"an image of a registry that has no name", "deployment/bare", []string{"--agent-image", "registry.invalid/none:1"}, "image cannot be pulled", "does the image registry.invalid/none:1 exist"},
+		{"an image of a registry that is not there", "deployment/bare", []string{"--agent-image", "10.88.0.99:5000/none:1"}, "image cannot be pulled", "does the image 10.88.0.99:5000/none:1 exist"},
+		{"an image that is not there and not to be pulled", "deployment/bare", []string{"--agent-image", "registry.local/none:1", "--agent-pull-policy", "Never"}, "not on the node", "registry.local/none:1"},
+		{"an image name that is none", "deployment/bare", []string{"--agent-image", "UPPER case"}, "no valid name", "--agent-image"},
+		{"an image that is no agent", "deployment/bare", []string{"--agent-image", img}, "ended at once", ""},
+		{"a node that is full", "deployment/bare", []string{"--agent-cpu", "request=1000"}, "OutOfcpu", "the node is full"},
+		{"no such priority class", "deployment/bare", []string{"--agent-priority", "none"}, "PriorityClass", "kubectl get priorityclass"},
+		{"no such service account", "deployment/bare", []string{"--agent-service-account", "none"}, "serviceaccount", "kubectl get serviceaccount"},
+		{"PodSecurity restricted", "pod/app", []string{"-n", "shop-restricted"}, "violates PodSecurity", "SYS_ADMIN, SYS_PTRACE, NET_ADMIN, NET_RAW"},
+		{"a quota that is used up", "pod/app", []string{"-n", "shop-quota"}, "exceeded quota", "kubectl describe quota"},
+		{"a limit range", "pod/app", []string{"-n", "shop-limits", "--agent-memory", "64Mi"}, "maximum memory usage", "--agent-memory"},
 		{"no such context", "deployment/bare", []string{"--context", "none"}, "none", "kubectl config get-contexts"},
 		{"no such kubeconfig", "deployment/bare", []string{"--kubeconfig", "/no/such"}, "/no/such", "kubectl config view"},
 		{"no rights", "deployment/bare", []string{"--as", "eve"}, `eve may not get deployments in namespace shop`, "stead rbac -n shop --user eve"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := execIn(c.target, c.flags, "true")
+			r := fails(c.target, c.flags...)
 			lines := strings.Split(strings.TrimSpace(r.stderr), "\n")
 			if r.code != 125 || len(lines) != 2 && c.hint != "" || !strings.HasPrefix(lines[0], "error: ") || !strings.Contains(lines[0], c.error) {
 				t.Fatalf("exit code %d, want an error with %q:\n%s", r.code, c.error, r.stderr)
@@ -112,7 +131,7 @@ func TestFailuresAreNamed(t *testing.T) {
 			t.Errorf("exit code %d: %s%s", r.code, r.stdout, r.stderr)
 		}
 	})
-	nothingLeft(t, 30*time.Second)
+	nothingLeft(t, soon)
 }
 
 func TestAClusterThatIsNotThereIsNamed(t *testing.T) {

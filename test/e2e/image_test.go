@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bufio"
+	"encoding/base64"
 	"fmt"
 	"os"
 	"os/exec"
@@ -21,17 +22,16 @@ func node(args ...string) result {
 	return command("", filepath.Join(bed.Root(), "test/cluster/cluster.sh"), append([]string{"net"}, args...)...)
 }
 
-// TestTheImageIsPushedPulledAndRefusedWhereItHasNothingForTheNode: what a newcomer does, with a
-// registry that the node pulls from.
-func TestTheImageIsPushedPulledAndRefusedWhereItHasNothingForTheNode(t *testing.T) {
-	registry := filepath.Join(work, "registry")
+// serveImages serves a registry on the loopback of node1, which containerd trusts without TLS.
+func serveImages(t *testing.T, args ...string) (registry string) {
+	t.Helper()
+	registry = filepath.Join(work, "registry")
 	build := exec.Command("go", "build", "-o", registry, "./test/e2e/registry")
 	build.Dir = bed.Root()
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	const addr = "127.0.0.1:5555" // of the node's loopback, which containerd trusts without TLS
-	serve := exec.Command(filepath.Join(bed.Root(), "test/cluster/cluster.sh"), "net", registry, "serve", addr)
+	serve := exec.Command(filepath.Join(bed.Root(), "test/cluster/cluster.sh"), append([]string{"net", registry, "serve"}, args...)...)
 	in, err := serve.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -47,6 +47,14 @@ func TestTheImageIsPushedPulledAndRefusedWhereItHasNothingForTheNode(t *testing.
 	if l, _ := bufio.NewReader(out).ReadString('\n'); l != "serving\n" {
 		t.Fatalf("the registry says %q", l)
 	}
+	return registry
+}
+
+// TestTheImageIsPushedPulledAndRefusedWhereItHasNothingForTheNode: what a newcomer does, with a
+// registry that the node pulls from.
+func TestTheImageIsPushedPulledAndRefusedWhereItHasNothingForTheNode(t *testing.T) {
+	const addr = "127.0.0.1:5555"
+	registry := serveImages(t, addr)
 	if r := apply(strings.Replace(pod("here", namespace, "registry.local/e2e:1", "idle"), "spec: {", "spec: {nodeName: node1, ", 1)); r.code != 0 {
 		t.Fatal(r.stderr)
 	}
@@ -59,19 +67,48 @@ func TestTheImageIsPushedPulledAndRefusedWhereItHasNothingForTheNode(t *testing.
 		t.Fatalf("exit code %d: %s%s", r.code, r.stdout, r.stderr)
 	}
 	run := func(image string) result {
-		return execIn("pod/here", []string{"--no-incoming", "--agent-image", image, "--agent-startup-timeout", "10m"}, "hostname")
+		return execIn("pod/here", []string{"--no-incoming", "--agent-image", image}, "hostname")
 	}
 	if r := run(ref); r.code != 0 || r.stdout != "here\n" {
 		t.Errorf("pulled: exit code %d: %s%s", r.code, r.stdout, r.stderr)
 	}
-	nothingLeft(t, 30*time.Second) // the next is to need its own image
+	nothingLeft(t, soon) // the next is to need its own image
+	t.Run("where the registry wants a login", func(t *testing.T) {
+		const addr, user, password = "127.0.0.1:5556", "ann", "s3cret"
+		serveImages(t, addr, user+":"+password)
+		ref := addr + "/tools/stead-agent:" + fmt.Sprint(time.Now().UnixNano())
+		logins := t.TempDir()
+		if r := node("env", "DOCKER_CONFIG="+logins, stead, "agent", "image", "--push", ref); r.code != 125 || !strings.Contains(r.stderr, "docker login "+addr) {
+			t.Errorf("without it: exit code %d: %s%s", r.code, r.stdout, r.stderr)
+		}
+		file := fmt.Sprintf(`{"auths": {%q: {"auth": %q}}}`, addr, base64.StdEncoding.EncodeToString([]byte(user+":"+password))) // as docker login writes it
+		if err := os.WriteFile(filepath.Join(logins, "config.json"), []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if r := node("env", "DOCKER_CONFIG="+logins, stead, "agent", "image", "--push", ref); r.code != 0 || !strings.HasPrefix(r.stdout, addr+"/tools/stead-agent@sha256:") {
+			t.Fatalf("with it: exit code %d: %s%s", r.code, r.stdout, r.stderr)
+		}
+		if r := fails("pod/here", "--agent-image", ref); r.code != 125 || !strings.Contains(r.stderr, "image cannot be pulled") || !strings.Contains(r.stderr, "--agent-pull-secret") {
+			t.Errorf("pulled without a login: exit code %d: %s", r.code, r.stderr)
+		}
+		nothingLeft(t, soon)
+		if r := kubectl("create", "secret", "docker-registry", "pull", "--docker-server="+addr, "--docker-username="+user, "--docker-password="+password); r.code != 0 {
+			t.Fatal(r.stderr)
+		}
+		t.Cleanup(func() { kubectl("delete", "secret", "pull") })
+		r := execIn("pod/here", []string{"--no-incoming", "--agent-image", ref, "--agent-pull-secret", "pull"}, "hostname")
+		if r.code != 0 || r.stdout != "here\n" {
+			t.Errorf("pulled with a login: exit code %d: %s%s", r.code, r.stdout, r.stderr)
+		}
+		nothingLeft(t, soon)
+	})
 	other := map[string]string{"amd64": "arm64", "arm64": "amd64"}[runtime.GOARCH]
 	if r := node(registry, "narrow", ref, ref+"-other", other); r.code != 0 {
 		t.Fatal(r.stderr)
 	}
 	refused := func(what, image string) {
 		t.Helper()
-		r := run(image)
+		r := fails("pod/here", "--agent-image", image)
 		if r.code != 125 || !strings.Contains(r.stderr, "its image has no agent for the architecture of node node1") || !strings.Contains(r.stderr, "hint: stead agent image makes one for amd64 and arm64") {
 			t.Errorf("%s: exit code %d: %s", what, r.code, r.stderr)
 		}
@@ -80,7 +117,7 @@ func TestTheImageIsPushedPulledAndRefusedWhereItHasNothingForTheNode(t *testing.
 	// One whose image does not tell the truth of what is in it.
 	foreign := agentImageOf(t, "registry.local/stead-agent:foreign", "GOARCH="+other)
 	refused("an agent of another architecture", foreign)
-	nothingLeft(t, 30*time.Second)
+	nothingLeft(t, soon)
 }
 
 // agentImageOf builds an agent anew, with a changed environment or with files of the source replaced
@@ -138,19 +175,20 @@ func TestAnAgentOfAnotherVersionIsUsedOrRefused(t *testing.T) {
 		{"with another greeting", []string{knock, "const Protocol = 2\n", "const Protocol = 9\n"}, []string{"it speaks another protocol: the agent 9, this stead 2", "stead agent image --push"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			nothingLeft(t, 30*time.Second) // no agent that is there already
+			nothingLeft(t, soon) // no agent that is there already
 			image := agentImageOf(t, "registry.local/stead-agent:"+strings.ToLower(strings.NewReplacer(" ", "-", ",", "").Replace(c.name)), "GOFLAGS=", c.replace...)
-			r := execIn("deployment/bare", []string{"--no-incoming", "--agent-image", image, "--agent-startup-timeout", "10m"}, "cat", "/etc/hostname")
 			if c.refused == nil {
+				r := execIn("deployment/bare", []string{"--no-incoming", "--agent-image", image}, "cat", "/etc/hostname")
 				if r.code != 0 || !strings.HasPrefix(r.stdout, "bare-") {
 					t.Errorf("exit code %d: %s%s", r.code, r.stdout, r.stderr)
 				}
 				return
 			}
+			r := fails("deployment/bare", "--agent-image", image)
 			if r.code != 125 || !strings.Contains(r.stderr, c.refused[0]) || !strings.Contains(r.stderr, "hint: ") || !strings.Contains(r.stderr, c.refused[1]) {
 				t.Errorf("exit code %d, want %q: %s", r.code, c.refused, r.stderr)
 			}
 		})
 	}
-	nothingLeft(t, 30*time.Second)
+	nothingLeft(t, soon)
 }

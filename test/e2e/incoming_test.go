@@ -86,6 +86,20 @@ func (s *session) expect(line string) {
 	}
 }
 
+// collect reads the program's lines from now on, so that it can go on printing, and gives those read.
+func (s *session) collect() func() []string {
+	var mu sync.Mutex
+	var all []string
+	go func() { // ends with the program
+		for s.out.Scan() {
+			mu.Lock()
+			all = append(all, s.out.Text())
+			mu.Unlock()
+		}
+	}()
+	return func() []string { mu.Lock(); defer mu.Unlock(); return slices.Clone(all) }
+}
+
 // end waits for the program's end and gives its exit code.
 func (s *session) end() int {
 	s.t.Helper()
@@ -150,25 +164,39 @@ func TestRequestsThroughTheServiceAreMirrored(t *testing.T) {
 	}
 }
 
-// Every program of the corpus serves what other pods send to the Service of both replicas.
+// Every program of the corpus serves what other pods send to the Service of both replicas, and to each of
+// them: on two nodes one replica is on the client's node and one is not.
 func TestRealProgramsServeTheRequestsOfTheService(t *testing.T) {
 	client := kubectl("get", "pod", "client", "-o", "jsonpath={.status.podIP}").stdout
+	replicas, nodes := podsOf(t, "orders"), make(map[string]bool)
+	for p := range replicas {
+		nodes[kubectl("get", "pod", p, "-o", "jsonpath={.spec.nodeName}").stdout] = true
+	}
+	if len(replicas) != 2 || lastNode != "node1" && len(nodes) != 2 {
+		t.Fatalf("replicas %v on %v", replicas, nodes)
+	}
 	for _, c := range corpus.Programs(programs()) {
 		for _, mode := range []string{"steal", "mirror"} {
 			t.Run(c.Name+" "+mode, func(t *testing.T) {
-				const count = 6
+				const count, each = 6, 2
 				// Many, as a mirror is shown the kubelet's probes, too.
 				s := begin(t, "deployment/orders", []string{"--" + mode}, append(slices.Clone(c.Serve), "8080", "1000000")...)
 				s.expect("listening 8080")
-				r := call("http://orders/"+mode, strconv.Itoa(count))
-				by := "pod orders-"
-				if mode == "steal" {
-					by = " program: GET /steal from " + client + " "
+				asked := func(host string, count int, by string) {
+					t.Helper()
+					if mode == "steal" {
+						by = " program: GET /steal from " + client + " "
+					}
+					r := call("http://"+host+"/"+mode, strconv.Itoa(count))
+					if n := strings.Count(plain(r.stdout), by); n != count {
+						t.Errorf("%d of %d answers of %s have %q: %s%s", n, count, host, by, r.stdout, r.stderr)
+					}
 				}
-				if n := strings.Count(plain(r.stdout), by); n != count {
-					t.Errorf("%d of %d answers have %q: %s%s", n, count, by, r.stdout, r.stderr)
+				asked("orders", count, "pod orders-")
+				for name, ip := range replicas {
+					asked(ip+":8080", each, "pod "+name+":")
 				}
-				for n := 0; n < count; {
+				for n := 0; n < count+2*each; {
 					if strings.HasPrefix(plain(s.line()), "served GET /"+mode+" "+client+" ") {
 						n++
 					}
@@ -195,9 +223,17 @@ func TestThreeSessionsShareOneAgentAndASecondStealIsRefused(t *testing.T) {
 	if r := kubectl("get", "pods", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name"); strings.Count(r.stdout, "pod/stead-bare-") != 1 {
 		t.Errorf("three sessions have these agents: %s%s", r.stdout, r.stderr)
 	}
+	holder := ""
+	for _, a := range agentsNow(t) {
+		for _, s := range a.Sessions {
+			if slices.Equal(s.Incoming, []string{"steal:8080"}) {
+				holder = s.Holder
+			}
+		}
+	}
 	four := execIn("deployment/bare", []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "1")
-	if four.code == 0 || !strings.Contains(four.stderr, "@") {
-		t.Errorf("a second steal: exit code %d, %s", four.code, four.stderr)
+	if four.code == 0 || holder == "" || !strings.Contains(four.stderr, "ask "+holder+" to end the session") {
+		t.Errorf("a second steal beside that of %q: exit code %d, %s", holder, four.code, four.stderr)
 	}
 	if r := call("http://bare/shared", "1"); !strings.HasPrefix(r.stdout, "go program: GET /shared") {
 		t.Errorf("answered by %s%s", r.stdout, r.stderr)

@@ -91,7 +91,7 @@ func TestATargetOnAnotherNodeIsStoodForAsOneOnThis(t *testing.T) {
 	if native.code != 0 || under.stdout != native.stdout || !strings.Contains(native.stdout, "db: ping") {
 		t.Errorf("in the pod: %s%s\nunder stead: %s%s", native.stdout, native.stderr, under.stdout, under.stderr)
 	}
-	nothingLeft(t, 30*time.Second)
+	nothingLeft(t, soon)
 }
 
 // A node that the cluster has lost is named, and a session beside one of its pods goes on beside one of
@@ -137,7 +137,7 @@ func TestANodeThatIsLost(t *testing.T) {
 	}
 	t.Cleanup(func() { kubectl("delete", "role,rolebinding", "stead") })
 	for _, as := range [][]string{nil, {"--as", ann}} { // who may ask about nodes, and who may not
-		r := execIn("deployment/far", append(as, "--no-incoming", "--agent-startup-timeout", "10m"), "true")
+		r := fails("deployment/far", append(as, "--no-incoming")...)
 		if r.code != 125 || !strings.Contains(r.stderr, "node node2 is lost: ") || !strings.Contains(r.stderr, "hint: kubectl describe node node2") {
 			t.Errorf("as %v: exit code %d: %s", as, r.code, r.stderr)
 		}
@@ -149,5 +149,5 @@ func TestANodeThatIsLost(t *testing.T) {
 	heal()
 	s.cmd.Process.Signal(interrupt)
 	s.end()
-	nothingLeft(t, 60*time.Second)
+	nothingLeft(t, lease)
 }

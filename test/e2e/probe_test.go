@@ -109,5 +109,5 @@ func TestProbesOfTheKubeletGoOnBeingAnswered(t *testing.T) {
 		s.end()
 		p.stays("afterwards")
 	})
-	nothingLeft(t, 30*time.Second)
+	nothingLeft(t, soon)
 }

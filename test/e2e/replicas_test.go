@@ -18,10 +18,7 @@ func TestIncomingTrafficIsThatOfAllReplicasAlsoOfThoseThatCome(t *testing.T) {
 	kubectl("rollout", "status", "deployment/orders", "--timeout=60s")
 	s := begin(t, "deployment/orders", []string{"--steal"}, programs()+"/goprobe", "serve", "8080", "1000000")
 	s.expect("listening 8080")
-	go func() { // its lines are many: it serves the probes, too
-		for s.out.Scan() {
-		}
-	}()
+	s.collect() // its lines are many: it serves the probes, too
 	r := call("http://orders/all", "40")
 	if program, app := answeredBy(r); program != 40 {
 		t.Errorf("of 40 requests the program answered %d, the app %d: %s", program, app, r.stderr)
@@ -74,21 +71,18 @@ func TestIncomingTrafficIsThatOfAllReplicasAlsoOfThoseThatCome(t *testing.T) {
 	if r := call("http://orders/after", "20"); fmt.Sprint(answeredBy(r)) != "0 20" {
 		t.Errorf("after the session: %s%s", r.stdout, r.stderr)
 	}
-	nothingLeft(t, 30*time.Second)
+	nothingLeft(t, soon)
 }
 
 func TestOneReplicaAloneIsStoodFor(t *testing.T) {
 	s := begin(t, "deployment/orders", []string{"--steal", "--replica", "one"}, programs()+"/goprobe", "serve", "8080", "1000000")
 	s.expect("listening 8080")
-	go func() {
-		for s.out.Scan() {
-		}
-	}()
+	s.collect()
 	r := call("http://orders/one", "60")
 	if program, app := answeredBy(r); program == 0 || app == 0 || program+app != 60 {
 		t.Errorf("of 60 requests the program answered %d, the app %d: %s", program, app, r.stderr)
 	}
 	s.cmd.Process.Signal(interrupt)
 	s.end()
-	nothingLeft(t, 30*time.Second)
+	nothingLeft(t, soon)
 }

@@ -5,7 +5,6 @@ package e2e
 import (
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestWithoutATargetTheClustersNamesAndAddressesAreReached(t *testing.T) {
@@ -27,5 +26,5 @@ func TestWithoutATargetTheClustersNamesAndAddressesAreReached(t *testing.T) {
 	if r := command("", stead, "exec", "--targetless", "--steal", "--", "true"); r.code != 125 || !strings.Contains(r.stderr, "error: --targetless") {
 		t.Errorf("exit code %d: %s", r.code, r.stderr)
 	}
-	nothingLeft(t, 30*time.Second)
+	nothingLeft(t, soon)
 }

@@ -4,9 +4,10 @@ package e2e
 
 import (
 	"encoding/json"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // tool runs a command of stead that takes the namespace.
@@ -24,7 +25,7 @@ func TestADeveloperWithExactlyTheRoleThatIsPrintedHasASession(t *testing.T) {
 		t.Fatal(r.stderr)
 	}
 	t.Cleanup(func() { kubectl("delete", "role,rolebinding", "stead") })
-	nothingLeft(t, 30*time.Second) // she starts the agent herself
+	nothingLeft(t, soon) // she starts the agent herself
 	for _, target := range []string{"deployment/bare", "service/bare", "statefulset/db", "pod/client"} {
 		if r := execIn(target, []string{"--as", ann, "--no-incoming"}, "true"); r.code != 0 {
 			t.Errorf("%s: exit code %d: %s", target, r.code, r.stderr)
@@ -47,7 +48,7 @@ func TestADeveloperWithExactlyTheRoleThatIsPrintedHasASession(t *testing.T) {
 	if r := tool("doctor", "--as", "eve@example.com"); r.code == 0 || !strings.Contains(r.stdout, "FAIL  right to create jobs") {
 		t.Errorf("without the Role: exit code %d: %s", r.code, r.stdout)
 	}
-	nothingLeft(t, 30*time.Second)
+	nothingLeft(t, soon)
 }
 
 func TestADeveloperWithTheRoleForEphemeralAgentsHasASession(t *testing.T) {
@@ -57,7 +58,7 @@ func TestADeveloperWithTheRoleForEphemeralAgentsHasASession(t *testing.T) {
 		t.Fatal(role.stderr, r.stderr)
 	}
 	t.Cleanup(func() { kubectl("delete", "role,rolebinding", "stead") })
-	nothingLeft(t, 30*time.Second)
+	nothingLeft(t, soon)
 	r := execIn("pod/client", []string{"--as", bob, "--no-incoming"}, "true")
 	if r.code != 125 || !strings.Contains(r.stderr, bob+" may not create jobs") {
 		t.Errorf("a Job: exit code %d: %s", r.code, r.stderr)
@@ -67,8 +68,31 @@ func TestADeveloperWithTheRoleForEphemeralAgentsHasASession(t *testing.T) {
 	}
 }
 
+// Nobody in the cluster reaches an agent but by the API server: it listens on the loopback of its own pod.
+func TestAnAgentIsNotReachedByItsPodsAddress(t *testing.T) {
+	s := begin(t, "deployment/bare", []string{"--no-incoming"}, "sh", "-c", "echo here; exec sleep 1000")
+	s.expect("here")
+	agents := slices.DeleteFunc(agentsNow(t), func(a agentRow) bool { return !strings.HasPrefix(a.Target, "shop/bare-") })
+	if len(agents) != 1 || len(agents[0].Sessions) != 1 {
+		t.Fatalf("agents: %v", agents)
+	}
+	ip := kubectl("get", "pod", agents[0].Pod, "-o", "jsonpath={.status.podIP}").stdout
+	args := kubectl("get", "pod", agents[0].Pod, "-o", "jsonpath={.spec.containers[0].args}").stdout
+	m := regexp.MustCompile(`"--listen","[^"]*:(\d+)"`).FindStringSubmatch(args)
+	if m == nil {
+		t.Fatalf("where does it listen? %s", args)
+	}
+	at := ip + ":" + m[1]
+	if r := kubectl("exec", "client", "--", "/app", "reach", at); !strings.Contains(r.stdout, "tcp "+at+" connection refused\n") {
+		t.Errorf("from another pod: %s%s", r.stdout, r.stderr)
+	}
+	s.cmd.Process.Signal(interrupt)
+	s.end()
+	nothingLeft(t, soon)
+}
+
 func TestSessionsThatBeginAtOnceShareOneAgent(t *testing.T) {
-	nothingLeft(t, 30*time.Second)
+	nothingLeft(t, soon)
 	const count = 5
 	ends := make(chan result, count)
 	for range count {
@@ -90,7 +114,25 @@ func TestSessionsThatBeginAtOnceShareOneAgent(t *testing.T) {
 	if most != 1 {
 		t.Errorf("%d agents for %d sessions of one container", most, count)
 	}
-	nothingLeft(t, 30*time.Second)
+	nothingLeft(t, soon)
+}
+
+// agentRow is an agent as stead agents tells of it.
+type agentRow struct {
+	Namespace, Pod, Target, State string
+	Sessions                      []struct {
+		Holder   string
+		Incoming []string
+	}
+}
+
+func agentsNow(t *testing.T) (agents []agentRow) {
+	t.Helper()
+	r := tool("agents", "-o", "json")
+	if err := json.Unmarshal([]byte(r.stdout), &agents); err != nil || r.code != 0 {
+		t.Fatalf("exit code %d, %v: %s%s", r.code, err, r.stdout, r.stderr)
+	}
+	return agents
 }
 
 func TestWhoUsesWhatIsTold(t *testing.T) {
@@ -117,19 +159,8 @@ func TestWhoUsesWhatIsTold(t *testing.T) {
 			t.Errorf("%s has %d users (listed: %v)", target, n, ok)
 		}
 	}
-	var agents []struct {
-		Target, State string
-		Sessions      []struct {
-			Holder   string
-			Incoming []string
-		}
-	}
-	r = tool("agents", "-o", "json")
-	if err := json.Unmarshal([]byte(r.stdout), &agents); err != nil {
-		t.Fatalf("%v: %s%s", err, r.stdout, r.stderr)
-	}
 	used := 0
-	for _, a := range agents {
+	for _, a := range agentsNow(t) {
 		for _, s := range a.Sessions {
 			used++
 			if !strings.HasPrefix(a.Target, "shop/bare-") || len(s.Incoming) != 1 || s.Incoming[0] != "steal:8080" {
@@ -138,28 +169,15 @@ func TestWhoUsesWhatIsTold(t *testing.T) {
 		}
 	}
 	if used != 1 {
-		t.Errorf("%d sessions: %s", used, r.stdout)
+		t.Errorf("%d sessions", used)
 	}
 	if r := tool("agents", "clean"); r.code != 0 || strings.Contains(r.stdout, "stead-bare") {
 		t.Errorf("an agent in use was removed: %s%s", r.stdout, r.stderr)
 	}
 	call("http://bare/last", "1")
 	s.end()
-	nothingLeft(t, 30*time.Second)
+	nothingLeft(t, soon)
 	if r := tool("agents"); r.code != 0 || r.stdout != "" {
 		t.Errorf("agents after all of it: %s%s", r.stdout, r.stderr)
-	}
-}
-
-// TestALeaseIsRenewed: a session outlives the deadline that its agent was made with.
-func TestALeaseIsRenewed(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes longer than the lease")
-	}
-	t.Parallel() // it only waits
-	s := begin(t, "statefulset/db", []string{"--no-incoming"}, "sh", "-c", "sleep 80; cat /etc/hostname")
-	s.expect("db-0")
-	if code := s.end(); code != 0 {
-		t.Errorf("exit code %d: %s", code, s.stderr())
 	}
 }

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Plan says what the namespace shows. It is passed to the guard as JSON.
+// Plan says what the namespace shows. It is passed to the guard as gob, whose strings may be of any bytes, as paths are.
 type Plan struct {
 	Binds   []Bind
 	WorkDir string

@@ -117,7 +117,7 @@ func (s *Supervisor) sendto(t *task) {
 	if sock == nil {
 		return
 	}
-	if sock.Type != unix.SOCK_DGRAM {
+	if !datagrams(sock) {
 		s.stream(t, sock, t.args[3])
 		return
 	}
@@ -127,7 +127,12 @@ func (s *Supervisor) sendto(t *task) {
 		s.l.Continue(t.id) // EFAULT
 		return
 	}
-	s.finish(t, sock, s.h.SendTo(sock, a.ip, b))
+	s.finish(t, sock, s.h.SendTo(sock, a.ip, intercept.Datagram{Payload: b}))
+}
+
+// datagrams says whether each of the socket's messages may have an address of its own.
+func datagrams(sock *intercept.Socket) bool {
+	return sock.Type == unix.SOCK_DGRAM || sock.Type == unix.SOCK_RAW
 }
 
 // stream handles an address given to a socket that is no datagram socket. TCP ignores it, but for
@@ -156,25 +161,50 @@ func (s *Supervisor) sendmsg(t *task) {
 	if sock == nil {
 		return
 	}
-	if sock.Type != unix.SOCK_DGRAM {
+	if !datagrams(sock) {
 		s.stream(t, sock, t.args[2])
 		return
 	}
-	b, ok := s.payload(t, &m)
+	d, _, ok := datagram(t, &m)
 	if !ok {
 		closeSocket(sock)
 		s.l.Continue(t.id)
 		return
 	}
-	s.finish(t, sock, s.h.SendTo(sock, a.ip, b))
+	s.finish(t, sock, s.h.SendTo(sock, a.ip, d))
 }
 
-func (s *Supervisor) payload(t *task, m *msghdr) ([]byte, bool) {
+// datagram reads what a message sends, and what is said beside it: of that only that it is cut into segments
+// goes to the pod; the rest is about the network here (an interface, a source address, a type of service).
+func datagram(t *task, m *msghdr) (d intercept.Datagram, control []byte, ok bool) {
 	v, total, ok := readIovecs(t.tid, m.iov, m.iovlen)
 	if !ok {
-		return nil, false
+		return d, nil, false
 	}
-	return gather(t.tid, v, total)
+	if d.Payload, ok = gather(t.tid, v, total); !ok || m.control == 0 || m.controllen > maxControl {
+		return d, nil, ok
+	}
+	control = make([]byte, m.controllen)
+	if n, err := sys.ReadTask(t.tid, m.control, control); err != nil || n != len(control) {
+		return d, nil, false
+	}
+	d.Segment = segmentOf(control)
+	return d, control, true
+}
+
+// segmentOf finds UDP_SEGMENT in control messages, 0 where it is not there.
+func segmentOf(control []byte) uint16 {
+	for len(control) >= unix.SizeofCmsghdr {
+		h, data, rest, err := unix.ParseOneSocketControlMessage(control)
+		if err != nil {
+			return 0
+		}
+		if h.Level == unix.SOL_UDP && h.Type == unix.UDP_SEGMENT && len(data) >= 2 {
+			return binary.NativeEndian.Uint16(data)
+		}
+		control = rest
+	}
+	return 0
 }
 
 // sendmmsg(fd, vec, vlen, flags). A batch in which no message has an address is the kernel's.
@@ -208,7 +238,7 @@ func (s *Supervisor) sendmmsg(t *task) {
 	if sock == nil {
 		return
 	}
-	if sock.Type != unix.SOCK_DGRAM {
+	if !datagrams(sock) {
 		s.stream(t, sock, t.args[3])
 		return
 	}
@@ -234,13 +264,13 @@ func (s *Supervisor) sendmmsg(t *task) {
 
 // sendOne sends one message of a batch.
 func (s *Supervisor) sendOne(ctx context.Context, t *task, sock *intercept.Socket, m *msghdr, to netip.AddrPort) (int, unix.Errno) {
-	b, ok := s.payload(t, m)
+	d, control, ok := datagram(t, m)
 	if !ok {
 		return 0, unix.EFAULT
 	}
 	o := intercept.Continue
 	if to.IsValid() {
-		if o = s.h.SendTo(sock, to, b); o.Later != nil {
+		if o = s.h.SendTo(sock, to, d); o.Later != nil {
 			o = o.Later(ctx)
 		}
 	}
@@ -251,10 +281,11 @@ func (s *Supervisor) sendOne(ctx context.Context, t *task, sock *intercept.Socke
 	if to.IsValid() {
 		sa = inet.ToUnix(sock.Family, to)
 	}
-	if err := unix.Sendto(sock.FD, b, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, sa); err != nil {
+	n, err := unix.SendmsgN(sock.FD, d.Payload, control, sa, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+	if err != nil {
 		return 0, err.(unix.Errno)
 	}
-	return len(b), 0
+	return n, 0
 }
 
 // recvfrom(fd, buf, len, flags, addr, addrlen), with room for an address.
@@ -424,9 +455,11 @@ func (s *Supervisor) take(sock *intercept.Socket, flags int) (*received, unix.Er
 	if err != nil {
 		return nil, err.(unix.Errno)
 	}
-	addr := s.h.Source(sock, inet.FromUnix(from))
-	return &received{
-		data: data[:n], control: control[:cn], flags: rflags &^ unix.MSG_PEEK,
-		name: inet.Append(nil, sock.Family, addr),
-	}, 0
+	real := inet.FromUnix(from)
+	addr := s.h.Source(sock, real)
+	name := inet.Append(nil, sock.Family, addr)
+	if sa, ok := from.(*unix.SockaddrInet6); ok && addr == real { // a link-local one has a scope
+		binary.NativeEndian.PutUint32(name[len(name)-4:], sa.ZoneId)
+	}
+	return &received{data: data[:n], control: control[:cn], flags: rflags &^ unix.MSG_PEEK, name: name}, 0
 }

@@ -1,6 +1,7 @@
 package notify
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 	"path"
@@ -152,6 +153,20 @@ func FuzzWhetherAPathIsClean(f *testing.F) {
 		// What is said to be clean is clean; the other way round it only costs time.
 		if clean([]byte(p)) && path.Clean(p) != p {
 			t.Errorf("%q is taken for clean, which is %q", p, path.Clean(p))
+		}
+	})
+}
+
+// segmentation is struct cmsghdr with UDP_SEGMENT of 1000, in two bytes and padding.
+var segmentation = []byte{18, 0, 0, 0, 0, 0, 0, 0, unix.SOL_UDP, 0, 0, 0, unix.UDP_SEGMENT, 0, 0, 0, 0xe8, 3, 0, 0, 0, 0, 0, 0}
+
+func FuzzControlMessagesOfTheProgram(f *testing.F) {
+	f.Add(segmentation)
+	f.Add(segmentation[:17]) // cut off
+	f.Add(append([]byte{16, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 9, 0, 0, 0}, segmentation...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if got := segmentOf(b); bytes.Equal(b, segmentation) && got != 1000 {
+			t.Errorf("%d, want 1000", got)
 		}
 	})
 }

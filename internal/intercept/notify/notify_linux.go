@@ -21,6 +21,7 @@ package notify
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -29,6 +30,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/intercept"
 	"github.com/stead-dev/stead/internal/sys"
 )
@@ -200,6 +202,9 @@ func (s *Supervisor) interrupt(t *task, why error) {
 
 // trouble fails a call that we cannot answer rightly, and says why once.
 func (s *Supervisor) trouble(t *task, errno unix.Errno, err error) {
+	if errors.Is(err, unix.EPERM) {
+		err = fault.With(err, "a program that lets nobody trace it, as ssh-agent and gpg-agent do, is started without stead or by --files mount (for every program, sysctl kernel.yama.ptrace_scope must be 0 or 1)")
+	}
 	s.h.Trouble(fmt.Errorf("%s of thread %d: %w", t.name, t.tid, err))
 	s.l.Answer(t.id, 0, errno)
 }

@@ -49,7 +49,7 @@ var pods = []podSpec{
 // podEnv is what every container has of its own: none of it may reach a program on the laptop.
 var podEnv = []string{
 	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/pod/bin",
-	"HOME=/home/pod", "KUBERNETES_SERVICE_HOST=10.96.0.1", "KUBERNETES_SERVICE_PORT=443",
+	"HOME=/home/pod", "PWD=/home/pod", "PYTHONPATH=/home/pod/python", "JAVA_HOME=/home/pod/java", "KUBERNETES_SERVICE_HOST=10.96.0.1", "KUBERNETES_SERVICE_PORT=443",
 }
 
 func specOf(name string) *podSpec {

@@ -49,11 +49,12 @@ type Room struct {
 	sources atomic.Uint32 // legs so far, see source
 
 	mu    sync.Mutex
-	bound map[uint64]netip.AddrPort // by cookie: what the program asked for where bind gave another address or port
-	given map[uint16]uint16         // the port that was given last for one that the laptop did not give
-	ports map[uint16]*port          // listening, by the port that the program believes in
-	here  map[uint16]time.Time      // TCP ports on which the program really listens, and since when
-	udp   map[uint16]bound          // UDP ports to which the program is bound
+	named map[uint64]bound             // by cookie: those that are bound to something else than they asked for
+	given map[uint16]uint16            // the port that was given last for one that the laptop did not give
+	ports map[uint16]*port             // listening, by the port that the program believes in
+	here  map[uint16]time.Time         // TCP ports on which the program really listens, and since when
+	udp   map[uint64]bound             // UDP sockets that the program bound, by cookie
+	heard map[netip.AddrPort]time.Time // whose datagrams reached the program on the laptop, and when last
 	legs  map[netip.AddrPort]wire.Incoming
 
 	released bool // no port is asked for any more
@@ -65,10 +66,13 @@ type port struct {
 	sub       *pod.Subscription // nil until the agent has answered
 }
 
-// bound is a UDP socket of the program's.
+// bound is a socket of the program's.
 type bound struct {
 	inode uint64
 	since time.Time
+	port  uint16         // of a UDP socket: on the laptop
+	kind  int            // of a named one: SOCK_STREAM or SOCK_DGRAM
+	at    netip.AddrPort // of a named one: what the program is to see
 }
 
 // listener is a listening socket of the program's.
@@ -95,8 +99,8 @@ func order(listeners map[uint64]listener, called netip.Addr) []netip.AddrPort {
 // New makes an empty room; SetPod must be called before the program runs.
 func New(c Config) *Room {
 	r := &Room{
-		c: c, bound: make(map[uint64]netip.AddrPort), given: make(map[uint16]uint16), ports: make(map[uint16]*port),
-		here: make(map[uint16]time.Time), udp: make(map[uint16]bound), legs: make(map[netip.AddrPort]wire.Incoming),
+		c: c, named: make(map[uint64]bound), given: make(map[uint16]uint16), ports: make(map[uint16]*port),
+		here: make(map[uint16]time.Time), udp: make(map[uint64]bound), heard: make(map[netip.AddrPort]time.Time), legs: make(map[netip.AddrPort]wire.Incoming),
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	r.work.Add(1)
@@ -159,8 +163,12 @@ func (r *Room) OwnTCP(n uint16) (real uint16, ok bool) {
 func (r *Room) OwnUDP(n uint16) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_, ok := r.udp[n]
-	return ok
+	for _, u := range r.udp {
+		if u.port == n {
+			return true
+		}
+	}
+	return false
 }
 
 // Serve carries one caught connection; it owns stream and returns when the connection has ended.

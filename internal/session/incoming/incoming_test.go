@@ -168,3 +168,32 @@ func TestASocketIsGoneOnlyWhenTablesThatAreYoungerLackIt(t *testing.T) {
 		}
 	}
 }
+
+// A socket that was bound to the pod's address may be closed, or connected, without a word to us.
+func TestNamesOfSocketsThatAreGoneAreForgotten(t *testing.T) {
+	r := New(Config{Pod: readyPod{}})
+	defer r.Close()
+	l, c, u := socket(t, unix.SOCK_STREAM), socket(t, unix.SOCK_STREAM), socket(t, unix.SOCK_DGRAM)
+	for _, s := range []*intercept.Socket{l, c, u} {
+		if o := r.Bind(s, netip.MustParseAddrPort("203.0.113.7:0")); o.Errno != 0 || o.Continue {
+			t.Fatal(o)
+		}
+	}
+	r.Listen(l, 1)
+	var st unix.Stat_t
+	if err := unix.Fstat(l.FD, &st); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	for _, step := range []struct {
+		at      time.Time
+		l, c, u bool // which are known
+	}{{now, true, true, false}, {now.Add(listenTime - time.Second), true, true, false}, {now.Add(listenTime + time.Second), true, false, false}} {
+		r.giveBack(tables{at: step.at, tcp: map[uint64]bool{st.Ino: true}})
+		for i, s := range []*intercept.Socket{l, c, u} {
+			if at, ok := r.SockName(s); ok != []bool{step.l, step.c, step.u}[i] || ok && at.Addr().String() != "203.0.113.7" {
+				t.Errorf("%v later, socket %d: %v %v", step.at.Sub(now), i, at, ok)
+			}
+		}
+	}
+}

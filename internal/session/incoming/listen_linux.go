@@ -3,6 +3,7 @@ package incoming
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"syscall"
 	"time"
@@ -18,110 +19,94 @@ import (
 // Bind answers bind(2). The kernel runs it as it stands where it can; a port that the laptop does
 // not give is exchanged, and an address that is the pod's becomes any.
 func (r *Room) Bind(s *intercept.Socket, at netip.AddrPort) intercept.Outcome {
-	if s.Family == unix.AF_INET && !at.Addr().Is4() {
+	switch {
+	case s.Family == unix.AF_INET && !at.Addr().Is4():
+		return intercept.Continue
+	case at.Addr().IsLinkLocalUnicast(): // which has a scope, that of an interface of the laptop's
+		return intercept.Continue
+	case s.Type != unix.SOCK_STREAM && s.Type != unix.SOCK_DGRAM:
 		return intercept.Continue
 	}
-	if s.Type == unix.SOCK_DGRAM {
-		return r.bindUDP(s, at)
-	}
-	if s.Type != unix.SOCK_STREAM {
-		return intercept.Continue
-	}
-	bind := func(a netip.Addr, port uint16) error {
-		return unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(a, port)))
-	}
-	here := at.Addr()
-	err := bind(here, at.Port())
+	real := at
+	err := bind(s, real)
 	if err == unix.EADDRNOTAVAIL { // not one of the laptop's addresses: the pod's
-		here = inet.Any(s.Family == unix.AF_INET6)
-		if err = bind(here, at.Port()); err == nil {
-			r.believe(s, at)
-		}
+		real = netip.AddrPortFrom(inet.Any(s.Family == unix.AF_INET6), at.Port())
+		err = bind(s, real)
 	}
-	switch err {
-	case nil:
-		return intercept.Outcome{}
-	case unix.EADDRINUSE, unix.EACCES:
-	default:
+	if s.Type == unix.SOCK_STREAM && (err == unix.EADDRINUSE || err == unix.EACCES) {
+		real, err = r.exchange(s, real)
+	}
+	if err != nil {
 		return intercept.Fail(err.(unix.Errno))
 	}
-	// Where another socket of the program's had that port exchanged the same one is tried, so that the
-	// kernel says how the two get along, and shares connections out.
+	r.name(s, at, real)
+	return intercept.Outcome{}
+}
+
+func bind(s *intercept.Socket, at netip.AddrPort) error {
+	return unix.Bind(s.FD, inet.ToUnix(s.Family, at))
+}
+
+// exchange binds s to another port than that of at, which the laptop does not give.
+func (r *Room) exchange(s *intercept.Socket, at netip.AddrPort) (real netip.AddrPort, err error) {
 	r.mu.Lock()
 	own, given := !r.here[at.Port()].IsZero(), r.given[at.Port()]
 	r.mu.Unlock()
 	if own {
-		return intercept.Fail(unix.EADDRINUSE) // as in the pod
+		return at, unix.EADDRINUSE // as in the pod
 	}
 	if given != 0 {
-		if bind(here, given) == nil {
-			r.believe(s, at)
-			return intercept.Outcome{}
+		// Where another socket of the program's had that port exchanged the same one is tried, so that
+		// the kernel says how the two get along, and shares connections out.
+		real = netip.AddrPortFrom(at.Addr(), given)
+		if bind(s, real) == nil {
+			return real, nil
 		}
 		if _, own := r.OwnTCP(at.Port()); own {
-			return intercept.Fail(unix.EADDRINUSE)
+			return at, unix.EADDRINUSE
 		}
 	}
-	if err := bind(here, 0); err != nil {
-		return intercept.Fail(err.(unix.Errno))
-	}
-	given = r.believe(s, at)
-	r.mu.Lock()
-	r.given[at.Port()] = given
-	r.mu.Unlock()
-	r.c.Notice(fmt.Sprintf("port %d of the laptop is taken or privileged: on the laptop the program listens on %d instead", at.Port(), given))
-	return intercept.Outcome{}
+	real = netip.AddrPortFrom(at.Addr(), 0)
+	return real, bind(s, real)
 }
 
-// believe notes that the program is to see the address that it asked for; it returns the port that it
-// really has.
-func (r *Room) believe(s *intercept.Socket, at netip.AddrPort) uint16 {
-	sa, err := unix.Getsockname(s.FD)
-	if err != nil {
-		return 0
+// name notes what is to be known of a socket that asked for at and was bound to real.
+func (r *Room) name(s *intercept.Socket, at, real netip.AddrPort) {
+	if at == real && s.Type == unix.SOCK_STREAM {
+		return
 	}
-	real := inet.FromUnix(sa).Port()
-	if at.Port() == 0 {
-		at = netip.AddrPortFrom(at.Addr(), real)
+	var st unix.Stat_t
+	sa, err := unix.Getsockname(s.FD)
+	if err != nil || unix.Fstat(s.FD, &st) != nil {
+		return
+	}
+	port, now := inet.FromUnix(sa).Port(), time.Now()
+	exchanged := at.Port() != 0 && at.Port() != port
+	if exchanged {
+		r.c.Notice(fmt.Sprintf("port %d of the laptop is taken or privileged: on the laptop the program listens on %d instead", at.Port(), port))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.bound[s.Cookie] = at
-	return real
+	if exchanged {
+		r.given[at.Port()] = port
+	}
+	if s.Type == unix.SOCK_DGRAM { // datagrams to the program itself stay on the laptop
+		r.udp[s.Cookie] = bound{inode: st.Ino, since: now, port: port}
+	}
+	if at == real {
+		return
+	}
+	if at.Port() == 0 {
+		at = netip.AddrPortFrom(at.Addr(), port)
+	}
+	r.named[s.Cookie] = bound{inode: st.Ino, since: now, kind: s.Type, at: at}
 }
 
 // Leaves is told that the program connects a socket: its names are another room's from now on.
 func (r *Room) Leaves(s *intercept.Socket) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.bound, s.Cookie)
-}
-
-// bindUDP notes the port, so that datagrams to the program itself stay on the laptop.
-func (r *Room) bindUDP(s *intercept.Socket, at netip.AddrPort) intercept.Outcome {
-	if at.Addr().IsUnspecified() || at.Addr().Unmap().IsLoopback() {
-		if err := unix.Bind(s.FD, inet.ToUnix(s.Family, at)); err != nil {
-			return intercept.Fail(err.(unix.Errno))
-		}
-	} else {
-		err := unix.Bind(s.FD, inet.ToUnix(s.Family, at))
-		if err == unix.EADDRNOTAVAIL {
-			any := inet.Any(s.Family == unix.AF_INET6)
-			err = unix.Bind(s.FD, inet.ToUnix(s.Family, netip.AddrPortFrom(any, at.Port())))
-		}
-		if err != nil {
-			return intercept.Fail(err.(unix.Errno))
-		}
-	}
-	var st unix.Stat_t
-	sa, err := unix.Getsockname(s.FD)
-	if err != nil || unix.Fstat(s.FD, &st) != nil {
-		return intercept.Outcome{}
-	}
-	r.mu.Lock()
-	r.udp[inet.FromUnix(sa).Port()] = bound{st.Ino, time.Now()}
-	r.mu.Unlock()
-	return intercept.Outcome{}
+	delete(r.named, s.Cookie)
 }
 
 // Listen answers listen(2): the socket listens first, so that no connection comes too early, then
@@ -141,8 +126,8 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	local := inet.FromUnix(sa)
 	r.mu.Lock()
 	believed := local.Port()
-	if at, ok := r.bound[s.Cookie]; ok {
-		believed = at.Port()
+	if b, ok := r.named[s.Cookie]; ok {
+		believed = b.at.Port()
 	}
 	now := time.Now()
 	r.here[local.Port()] = now
@@ -244,16 +229,16 @@ func (r *Room) PeerName(s *intercept.Socket) (netip.AddrPort, bool) {
 	return inet.Shape(s.Family, in.Remote), ok
 }
 
-// SockName answers for a connection that came from the pod, and for a listener whose port was
-// exchanged.
+// SockName answers for a connection that came from the pod, and for a socket that is bound to something
+// else than it asked for.
 func (r *Room) SockName(s *intercept.Socket) (netip.AddrPort, bool) {
 	if in, ok := r.caught(s); ok {
 		return inet.Shape(s.Family, in.Local), true
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	at, ok := r.bound[s.Cookie]
-	return at, ok
+	b, ok := r.named[s.Cookie]
+	return b.at, ok
 }
 
 // caught finds the connection by our end of its leg, which is the socket's real peer.
@@ -271,6 +256,51 @@ func (r *Room) caught(s *intercept.Socket) (wire.Incoming, bool) {
 // watchEvery is how often the program's listeners are looked for: nobody tells us of a close.
 const watchEvery = time.Second
 
+const (
+	// heardTime is how long the answers to a datagram may take, or the next one may be in coming.
+	heardTime = 5 * time.Minute
+	maxHeard  = 10000
+)
+
+// ReceivesAny says whether the program has bound a UDP socket.
+func (r *Room) ReceivesAny() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.udp) > 0
+}
+
+// ReceivesFor says whether s is a UDP socket that the program bound: Hear wants to know its datagrams.
+func (r *Room) ReceivesFor(s *intercept.Socket) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.udp[s.Cookie]
+	return ok
+}
+
+// Hear is told that a datagram from the laptop reached the program, so that the answers find the way back.
+func (r *Room) Hear(from netip.AddrPort) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.heard) < maxHeard {
+		r.heard[inet.Unmap(from)] = time.Now()
+	}
+}
+
+// Heard says whether a datagram from there has reached the program on the laptop.
+func (r *Room) Heard(from netip.AddrPort) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	from = inet.Unmap(from)
+	_, ok := r.heard[from]
+	if ok {
+		r.heard[from] = time.Now()
+	}
+	return ok
+}
+
+// listenTime is how long after its bind a socket may begin to listen or to connect.
+const listenTime = 10 * time.Minute
+
 // watch gives back the ports on which the program listens no more.
 func (r *Room) watch() {
 	tick := time.NewTicker(watchEvery)
@@ -282,7 +312,7 @@ func (r *Room) watch() {
 		case <-tick.C:
 		}
 		r.mu.Lock()
-		idle := len(r.ports) == 0 && len(r.udp) == 0 && len(r.here) == 0
+		idle := len(r.ports) == 0 && len(r.udp) == 0 && len(r.here) == 0 && len(r.named) == 0 && len(r.heard) == 0
 		r.mu.Unlock()
 		if !idle {
 			r.sweep()
@@ -341,9 +371,19 @@ func (r *Room) giveBack(t tables) {
 			delete(r.here, n)
 		}
 	}
-	for n, u := range r.udp {
+	for c, u := range r.udp {
 		if gone(t.udp[u.inode], u.since) {
-			delete(r.udp, n)
+			delete(r.udp, c)
+		}
+	}
+	maps.DeleteFunc(r.heard, func(_ netip.AddrPort, last time.Time) bool { return last.Before(t.at.Add(-heardTime)) })
+	for c, b := range r.named {
+		since := b.since
+		if b.kind == unix.SOCK_STREAM { // the tables have those that listen
+			since = since.Add(listenTime)
+		}
+		if gone(t.tcp[b.inode] || t.udp[b.inode], since) {
+			delete(r.named, c)
 		}
 	}
 }

@@ -1,10 +1,13 @@
 package outgoing
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -83,10 +86,13 @@ func (r *Room) refuse(a *association, relay *net.UDPConn, far, at netip.AddrPort
 	return next
 }
 
-// SendTo sends one datagram of an unconnected socket.
-func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) intercept.Outcome {
-	if s.Family == unix.AF_INET && !to.Addr().Is4() {
+// SendTo sends one datagram with an address.
+func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, b intercept.Datagram) intercept.Outcome {
+	if s.Family == unix.AF_INET && !to.Addr().Is4() || r.c.Heard(to) {
 		return intercept.Continue
+	}
+	if other(s) {
+		return r.refuseOther(to)
 	}
 	d := r.network.Load().Policy.Destination(to, r.c.OwnUDP)
 	if d.Where == policy.Laptop {
@@ -95,14 +101,12 @@ func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) in
 	// The far end as the program names it, which the source of the answers must be.
 	far := inet.Unmap(to)
 	r.udp.mu.Lock()
-	a := r.udp.byCookie[s.Cookie]
-	if a != nil && a.stream != nil && a.relays[far] != nil {
-		at := relayAddr(a.relays[far])
-		r.udp.mu.Unlock()
-		return sendVia(s, at, payload)
-	}
+	relay := r.udp.byCookie[s.Cookie].relayTo(far)
 	r.udp.mu.Unlock()
-	data := append([]byte(nil), payload...)
+	if relay != nil {
+		return sendVia(s, relayAddr(relay), b)
+	}
+	b.Payload = bytes.Clone(b.Payload)
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
 		ctx, cancel := intercept.Patient(ctx)
 		defer cancel()
@@ -110,29 +114,38 @@ func (r *Room) SendTo(s *intercept.Socket, to netip.AddrPort, payload []byte) in
 		if errno != 0 {
 			return intercept.Fail(errno)
 		}
-		return sendVia(s, at, data)
+		return sendVia(s, at, b)
 	}}
 }
 
 // sendVia sends through the program's own socket, so that it is bound as by its own call.
-func sendVia(s *intercept.Socket, at netip.AddrPort, payload []byte) intercept.Outcome {
-	err := unix.Sendto(s.FD, payload, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, inet.ToUnix(s.Family, at))
+func sendVia(s *intercept.Socket, at netip.AddrPort, b intercept.Datagram) intercept.Outcome {
+	n, err := unix.SendmsgN(s.FD, b.Payload, segments(b.Segment), inet.ToUnix(s.Family, at), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	if err != nil {
 		return intercept.Fail(err.(unix.Errno))
 	}
-	return intercept.Outcome{Value: int64(len(payload))}
+	return intercept.Outcome{Value: int64(n)}
 }
 
-// relayTo finds or makes the relay of an unconnected socket for one far end; there is where its
-// datagrams really go (a nameserver of the laptop is replaced by the pod's).
+// segments is the control message UDP_SEGMENT, nil for 0.
+func segments(size uint16) []byte {
+	if size == 0 {
+		return nil
+	}
+	b := make([]byte, unix.CmsgSpace(2))
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = unix.SOL_UDP, unix.UDP_SEGMENT
+	h.SetLen(unix.CmsgLen(2))
+	binary.NativeEndian.PutUint16(b[unix.CmsgLen(0):], size)
+	return b
+}
+
+// relayTo finds or makes the relay of a socket for one far end that it is not connected to; there is where
+// its datagrams really go (a nameserver of the laptop is replaced by the pod's).
 func (r *Room) relayTo(ctx context.Context, s *intercept.Socket, to, far, there netip.AddrPort) (netip.AddrPort, unix.Errno) {
 	r.udp.mu.Lock()
-	a := r.udp.byCookie[s.Cookie]
+	a := r.udp.packetsLocked(s.Cookie)
 	r.udp.mu.Unlock()
-	if a != nil && a.connected.IsValid() {
-		// sendto with an address on a connected socket: rare, and allowed for datagrams.
-		return netip.AddrPort{}, unix.EISCONN
-	}
 	if a == nil {
 		ask := wire.Packet{IPv6: s.Family == unix.AF_INET6, Bind: r.bound(s)}
 		stream, reply, err := r.c.Pod.Packet(ctx, ask)
@@ -152,9 +165,9 @@ func (r *Room) relayTo(ctx context.Context, s *intercept.Socket, to, far, there 
 		}
 		fresh.stream, fresh.local = stream, reply.Local
 		r.udp.mu.Lock()
-		if a = r.udp.byCookie[s.Cookie]; a == nil { // two threads may send at once
+		if a = r.udp.packetsLocked(s.Cookie); a == nil { // two threads may send at once
 			a = fresh
-			r.udp.addLocked(a)
+			r.udp.addPacketsLocked(a)
 			r.work.Add(1)
 			r.live.Add(1)
 			go func() {
@@ -182,6 +195,10 @@ func (r *Room) relayTo(ctx context.Context, s *intercept.Socket, to, far, there 
 	if a.ctx.Err() != nil {
 		relay.Close()
 		return netip.AddrPort{}, unix.EINTR
+	}
+	if other := a.relays[far]; other != nil { // another thread's, which came first
+		relay.Close()
+		return relayAddr(other), 0
 	}
 	r.addRelayLocked(a, relay, far, there)
 	return at, 0

@@ -38,8 +38,10 @@ func (u *udpTable) open() map[tunnel.Stream][]*net.UDPConn {
 	defer u.mu.Unlock()
 	out := make(map[tunnel.Stream][]*net.UDPConn)
 	for _, a := range u.byCookie {
-		if a.stream != nil {
-			out[a.stream] = slices.Collect(maps.Values(a.relays))
+		for ; a != nil; a = a.beside {
+			if a.stream != nil {
+				out[a.stream] = slices.Collect(maps.Values(a.relays))
+			}
 		}
 	}
 	return out

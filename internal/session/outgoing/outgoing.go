@@ -26,6 +26,7 @@ package outgoing
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -58,8 +59,10 @@ type Config struct {
 	Network Network
 	// OwnTCP and OwnUDP say whether the program itself listens on, or is bound to, a port; real is the
 	// laptop's that it has in its place.
-	OwnTCP  func(port uint16) (real uint16, ok bool)
-	OwnUDP  func(port uint16) bool
+	OwnTCP func(port uint16) (real uint16, ok bool)
+	OwnUDP func(port uint16) bool
+	// Heard says whether a datagram from there reached the program on the laptop: what goes there answers it.
+	Heard   func(from netip.AddrPort) bool
 	Trouble func(error)
 }
 
@@ -174,13 +177,32 @@ func (r *Room) localFor(to netip.Addr, port uint16) netip.AddrPort {
 
 // Connect answers connect(2).
 func (r *Room) Connect(s *intercept.Socket, to netip.AddrPort) intercept.Outcome {
-	switch s.Type {
-	case syscall.SOCK_STREAM:
+	switch {
+	case other(s):
+		return r.refuseOther(to)
+	case s.Type == syscall.SOCK_STREAM:
 		return r.connectTCP(s, to)
-	case syscall.SOCK_DGRAM:
+	case s.Type == syscall.SOCK_DGRAM:
 		return r.connectUDP(s, to)
 	}
 	return intercept.Continue
+}
+
+// other says whether a socket sends what is no TCP or UDP: a raw one, or one of ping's.
+func other(s *intercept.Socket) bool {
+	return s.Type == syscall.SOCK_RAW || s.Type == syscall.SOCK_DGRAM && s.Protocol != syscall.IPPROTO_UDP
+}
+
+// refuseOther answers for such a socket: what it sends to the pod's network would leave from the laptop's,
+// where the address is somebody else's, or be answered by the laptop itself.
+func (r *Room) refuseOther(to netip.AddrPort) intercept.Outcome {
+	a := to.Addr().Unmap()
+	nothing := func(uint16) bool { return false }
+	if !to.IsValid() || a.IsLoopback() || a.IsUnspecified() || r.network.Load().Policy.Destination(to, nothing).Where == policy.Laptop {
+		return intercept.Continue
+	}
+	r.c.Trouble(errors.New("ping and raw sockets: only TCP and UDP leave from the pod"))
+	return intercept.Fail(syscall.EHOSTUNREACH)
 }
 
 // PeerName answers getpeername(2) for a socket of ours.

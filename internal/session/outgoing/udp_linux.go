@@ -22,7 +22,8 @@ import (
 // Each far end has a relay socket on the loopback: the program's datagrams go there by the kernel,
 // and those of the far end come from there, so recvfrom and recvmsg need only the address changed.
 // A connected socket has one relay and a connected stream, an unconnected one a relay for each far
-// end and one packet stream, hence one port in the pod.
+// end and one packet stream, hence one port in the pod. A connected one that sends elsewhere too has both;
+// it receives nothing from there, as in any kernel.
 //
 // The end of the program's socket is seen by its inode missing from /proc/net/udp, looked at while
 // there is any entry.
@@ -44,6 +45,7 @@ type association struct {
 	local     netip.AddrPort // told to the program; the pod's
 	here      netip.AddrPort // the program's socket on the loopback
 	connected netip.AddrPort // the far end of a connected one
+	beside    *association   // of a connected one: its unconnected one
 	stream    tunnel.Stream  // to the pod's socket; another one after the pod has ended
 	relays    map[netip.AddrPort]*net.UDPConn
 	far       map[netip.AddrPort]netip.AddrPort // by relay
@@ -132,6 +134,9 @@ func (u *udpTable) dropLocked(a *association) {
 	for _, c := range a.relays {
 		c.Close()
 	}
+	if a.beside != nil {
+		u.dropLocked(a.beside)
+	}
 }
 
 func (u *udpTable) addLocked(a *association) {
@@ -140,6 +145,33 @@ func (u *udpTable) addLocked(a *association) {
 	}
 	u.byCookie[a.cookie] = a
 	u.any.Add(1)
+}
+
+// packetsLocked is the unconnected association of a socket.
+func (u *udpTable) packetsLocked(cookie uint64) *association {
+	a := u.byCookie[cookie]
+	if a != nil && a.connected.IsValid() {
+		return a.beside
+	}
+	return a
+}
+
+func (u *udpTable) addPacketsLocked(a *association) {
+	if c := u.byCookie[a.cookie]; c != nil {
+		c.beside = a
+	} else {
+		u.addLocked(a)
+	}
+}
+
+// relayTo is the relay for a far end, where there is one; a may be nil.
+func (a *association) relayTo(far netip.AddrPort) *net.UDPConn {
+	for ; a != nil; a = a.beside {
+		if c := a.relays[far]; c != nil {
+			return c
+		}
+	}
+	return nil
 }
 
 func (u *udpTable) peerName(cookie uint64) netip.AddrPort {
@@ -170,16 +202,16 @@ func (r *Room) ReceivesFor(s *intercept.Socket) bool {
 	return r.udp.byCookie[s.Cookie] != nil
 }
 
-// Source gives the far end whose relay from is.
-func (r *Room) Source(s *intercept.Socket, from netip.AddrPort) netip.AddrPort {
+// Source gives the far end whose relay from is; ok is false when it is none: from itself is the source.
+func (r *Room) Source(s *intercept.Socket, from netip.AddrPort) (far netip.AddrPort, ok bool) {
 	r.udp.mu.Lock()
 	defer r.udp.mu.Unlock()
 	if a := r.udp.byCookie[s.Cookie]; a != nil {
 		if far, ok := a.far[inet.Unmap(from)]; ok {
-			return inet.Shape(s.Family, far)
+			return inet.Shape(s.Family, far), true
 		}
 	}
-	return from
+	return from, false
 }
 
 func newAssociation(r *Room, s *intercept.Socket) (*association, error) {
@@ -217,7 +249,7 @@ func (r *Room) connectUDP(s *intercept.Socket, to netip.AddrPort) intercept.Outc
 		r.udp.dropLocked(old)
 	}
 	r.udp.mu.Unlock()
-	if !to.IsValid() || s.Family == unix.AF_INET && !to.Addr().Is4() {
+	if !to.IsValid() || s.Family == unix.AF_INET && !to.Addr().Is4() || r.c.Heard(to) {
 		return intercept.Continue
 	}
 	d := r.network.Load().Policy.Destination(to, r.c.OwnUDP)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -41,16 +42,19 @@ func starts(stead, self, target string) error {
 	return nil
 }
 
-// gone waits until nothing is left of earlier agents, of either form.
+// gone waits until nothing is left of earlier agents, of either form. That an ephemeral container does not
+// run is not enough: the kubelet tells of one that begins up to a second late, and of each it tells its end.
 func gone(target string) error {
 	for end := time.Now().Add(60 * time.Second); ; time.Sleep(200 * time.Millisecond) {
 		jobs, err := run("kubectl", "get", "jobs,pods", "-l", "app.kubernetes.io/managed-by=stead", "-o", "name")
-		running, rerr := run("kubectl", "get", target, "-o", "jsonpath={.status.ephemeralContainerStatuses[*].state.running}")
-		if err == nil && rerr == nil && jobs == "" && running == "" {
+		made, merr := run("kubectl", "get", target, "-o", "jsonpath={.spec.ephemeralContainers[*].name}")
+		ended, eerr := run("kubectl", "get", target, "-o", "jsonpath={.status.ephemeralContainerStatuses[?(@.state.terminated)].name}")
+		all := errors.Join(err, merr, eerr)
+		if all == nil && jobs == "" && len(strings.Fields(made)) == len(strings.Fields(ended)) {
 			return nil
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("left of an agent: %s %s %w", jobs, running, errors.Join(err, rerr))
+			return errors.Join(fmt.Errorf("left of an agent: %s %q, ended are %q", jobs, made, ended), all)
 		}
 	}
 }

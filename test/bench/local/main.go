@@ -155,6 +155,12 @@ func (b *bench) table() {
 	row("bulk TCP, MiB/s (bare: in the pod)", value(b.pod("orders", b.self, "bulk", "db:7001")...), under(b.self, "bulk", "db:7001"))
 	row("1 KiB round trip, us (bare: loopback)", value(b.self, "pings", "127.0.0.1:17002"), under(b.self, "pings", "db:7002"))
 	row("1 KiB round trip, us (bare: in the pod)", value(b.pod("orders", b.self, "pings", "db:7002")...), under(b.self, "pings", "db:7002"))
+	var during float64
+	row("a goroutine's ticks a second, while 1,000 others dial who never answers (bare: before, in the same run)", func() (before float64) {
+		_, err := fmt.Sscan(output(b.under(noIncoming, b.self, "ticks", "198.51.100.1:80")...), &before, &during)
+		check(err)
+		return before
+	}, func() float64 { return during })
 	const big = "/var/data/big.bin"
 	row("stat of a pod file, us (bare: in the pod)", value(b.pod("orders", b.self, "stats", big, "200000", "1")...), under(b.self, "stats", big, "200000", "1"))
 	row("the same by the trap", value(b.pod("orders", b.self, "stats", big, "200000", "1")...), value(b.under(noIncoming+" --files trap", b.self, "stats", big, "200000", "1")...))

@@ -27,8 +27,9 @@ var programs = map[string]func(args []string) float64{
 	"requests": requests,
 }
 
-// servers run until they are killed.
+// servers print on their own; all but ticks run until they are killed.
 var servers = map[string]func(args []string){
+	"ticks":  ticks,
 	"source": func(a []string) { serve(a[0], source) },
 	"sink":   func(a []string) { serve(a[0], func(c net.Conn) { io.Copy(io.Discard, c) }) },
 	"echo":   func(a []string) { serve(a[0], func(c net.Conn) { io.Copy(c, c) }) },
@@ -150,6 +151,24 @@ func calls([]string) float64 {
 		syscall.RawSyscall(syscall.SYS_GETPPID, 0, 0, 0)
 	}
 	return float64(time.Since(began).Nanoseconds()) / n
+}
+
+// ticks prints how often a goroutine wakes in a second that sleeps a millisecond each time: without, and
+// while 1,000 others dial an address that never answers.
+func ticks(a []string) {
+	const while = 2 * time.Second
+	count := func() float64 {
+		n := 0
+		for end := time.Now().Add(while); time.Now().Before(end); n++ {
+			time.Sleep(time.Millisecond)
+		}
+		return float64(n) / while.Seconds()
+	}
+	before := count()
+	for range 1000 {
+		go net.Dial("tcp", a[0]) // ends with us
+	}
+	fmt.Println(before, count())
 }
 
 // runs runs a command some times and gives the median of its time in milliseconds.

@@ -100,7 +100,9 @@ def look():
     for a, f in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6), ("::ffff:127.0.0.1", socket.AF_INET6), ("0.0.0.0", socket.AF_INET), ("::", socket.AF_INET6)):
         with socket.socket(f) as s:
             s.settimeout(10)
-            s.connect((a, 9000))
+            if e := s.connect_ex((a, 9000)):
+                out("loopback", a, errno.errorcode[e])
+                continue
             s.sendall(b"self"); out("loopback", s.recv(100), s.getpeername(), s.getsockname()[0])
 
 def inodes(directories):

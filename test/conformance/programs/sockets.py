@@ -1,6 +1,6 @@
 """Prints what calls on sockets say; run natively in the pod orders and in its stead it must print the same.
 `sockets.py [NAME...]`: the cases of that name alone."""
-import errno, select, socket, sys, time
+import errno, select, socket, struct, sys, time
 
 DB = ("10.244.0.12", "fd00:244::12")
 cases = []
@@ -66,6 +66,38 @@ def bound():
         yield c.getsockname()[0], c.getsockname()[1] != 0
         c.connect((DB[":" in a], 5432))
         yield c.getsockname()[0], c.getpeername()
+
+def datagram(a, *bind):
+    s = socket.socket(family(a), socket.SOCK_DGRAM)
+    s.settimeout(10)
+    if bind:
+        s.bind(bind)
+    return s
+
+@case
+def segments():
+    """UDP_SEGMENT: one call, several datagrams, as QUIC sends"""
+    one = struct.pack("H", 100)
+    for a in DB:
+        for send in (
+            lambda s: s.sendmsg([b"x" * 130, b"x" * 120], [(socket.IPPROTO_UDP, 103, one)], 0, (a, 5433)),
+            lambda s: s.connect((a, 5433)) or s.sendmsg([b"x" * 250], [(socket.IPPROTO_UDP, 103, one)]),
+            lambda s: s.setsockopt(socket.IPPROTO_UDP, 103, 100) or s.sendto(b"x" * 250, (a, 5433)),
+        ):
+            s = datagram(a)
+            yield send(s), sorted(len(s.recv(1000)) for i in range(3))
+
+@case
+def answered():
+    """a datagram of the program's to itself, from a socket that nobody bound"""
+    for a in ("127.0.0.1", "::1"):
+        l = datagram(a, a, 7701)
+        for send in (lambda s: s.sendto(b"ask", (a, 7701)), lambda s: s.connect((a, 7701)) or s.send(b"ask")):
+            s = datagram(a)
+            send(s)
+            d, of = l.recvfrom(10)
+            l.sendto(b"answer", of)
+            yield d, of[0], of == s.getsockname() or of[1] == s.getsockname()[1], s.recvfrom(10)
 
 for f in cases:
     if not sys.argv[1:] or f.__name__ in sys.argv[1:]:

@@ -1,17 +1,20 @@
 // app is what runs in the pods of the end-to-end tests, and what looks at them.
 //
-//	app orders|db|idle       serve as that pod
+//	app orders [DRAIN]       serve as that pod; with DRAIN it ends gracefully, that long after SIGTERM
+//	app db|idle              the same
 //	app furnish DIR          make a tree to compare
 //	app tree DIR...          print every file below, with mode, size and contents' sum
 //	app env                  print the environment
 //	app reach ADDR...        connect to each HOST:PORT and print what comes
 //	app api PATH             ask the Kubernetes API with the pod's own token
-//	app call URL [COUNT]     send requests
+//	app call URL [COUNT]     send requests, one after the other
+//	app stream URL WORKERS   send requests to URL/1, URL/2..., so many at a time, until standard input ends
 //	app kill COMMAND         end the processes that run it, in a pod whose containers share theirs
 package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -22,18 +25,22 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
 
 var commands = map[string]func(args []string) error{
 	"orders": orders, "db": db, "idle": idle, "furnish": furnish, "tree": tree,
-	"env": env, "reach": reach, "api": api, "call": call, "kill": kill,
+	"env": env, "reach": reach, "api": api, "call": call, "stream": stream, "kill": kill,
 }
 
 func main() {
@@ -53,7 +60,7 @@ func idle([]string) error {
 	}
 }
 
-func orders([]string) error {
+func orders(args []string) error {
 	name, _ := os.Hostname()
 	if err := serveTCP(":9000", func(c net.Conn) { io.Copy(c, c) }); err != nil {
 		return err
@@ -66,7 +73,24 @@ func orders([]string) error {
 	s := &http.Server{Addr: ":8080", Handler: mux, Protocols: new(http.Protocols)}
 	s.Protocols.SetHTTP1(true)
 	s.Protocols.SetUnencryptedHTTP2(true)
-	return s.ListenAndServe()
+	if len(args) == 0 {
+		return s.ListenAndServe()
+	}
+	drain, err := time.ParseDuration(args[0])
+	if err != nil {
+		return err
+	}
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, syscall.SIGTERM)
+	failed := make(chan error, 1)
+	go func() { failed <- s.ListenAndServe() }()
+	select {
+	case err := <-failed:
+		return err
+	case <-end:
+	}
+	time.Sleep(drain) // the cluster takes its time to send nobody here any more
+	return s.Shutdown(context.Background())
 }
 
 func db([]string) error {
@@ -268,6 +292,57 @@ func call(args []string) error {
 	return errors.Join(errs...)
 }
 
+// pause is between two requests of a worker of stream: many, and the machine does other things too.
+const pause = 15 * time.Millisecond
+
+// stream prints for each request when it began and when it ended, in microseconds, its path and what
+// answered it, or "lost" and why.
+func stream(args []string) error {
+	workers, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	base, err := url.Parse(args[0])
+	if err != nil {
+		return err
+	}
+	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	one := func(u *url.URL) string {
+		resp, err := client.Get(u.String())
+		if err != nil {
+			return "lost " + err.Error()
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return "lost " + err.Error()
+		}
+		return strings.TrimSpace(string(b))
+	}
+	var ended atomic.Bool
+	var number atomic.Int64
+	var print sync.Mutex
+	var work sync.WaitGroup
+	for range workers {
+		work.Go(func() {
+			for !ended.Load() {
+				u := base.JoinPath(strconv.FormatInt(number.Add(1), 10))
+				began := time.Now()
+				answer := one(u)
+				took := time.Since(began)
+				print.Lock()
+				fmt.Println(began.UnixMicro(), began.Add(took).UnixMicro(), u.Path, answer)
+				print.Unlock()
+				time.Sleep(pause)
+			}
+		})
+	}
+	io.Copy(io.Discard, os.Stdin)
+	ended.Store(true)
+	work.Wait()
+	return nil
+}
+
 func kill(args []string) error {
 	dirs, err := os.ReadDir("/proc")
 	if err != nil {
@@ -277,7 +352,7 @@ func kill(args []string) error {
 	for _, d := range dirs {
 		pid, err := strconv.Atoi(d.Name())
 		line, rerr := os.ReadFile("/proc/" + d.Name() + "/cmdline")
-		if err != nil || rerr != nil || string(line) != "/app\x00"+args[0]+"\x00" {
+		if err != nil || rerr != nil || !strings.HasPrefix(string(line), "/app\x00"+args[0]+"\x00") {
 			continue
 		}
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {

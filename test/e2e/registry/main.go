@@ -1,6 +1,6 @@
 // registry is a registry for the end-to-end tests, run in a node's network.
 //
-//	registry serve ADDR          serve, until its standard input ends
+//	registry serve ADDR [LOGIN]  serve, until its standard input ends; only for USER:PASSWORD
 //	registry narrow FROM TO ARCH copy an image with one architecture alone
 package main
 
@@ -20,10 +20,12 @@ import (
 )
 
 func main() {
-	err := fmt.Errorf("usage: registry serve ADDR | narrow FROM TO ARCH")
+	err := fmt.Errorf("usage: registry serve ADDR [LOGIN] | narrow FROM TO ARCH")
 	switch {
 	case len(os.Args) == 3 && os.Args[1] == "serve":
-		err = serve(os.Args[2])
+		err = serve(os.Args[2], "")
+	case len(os.Args) == 4 && os.Args[1] == "serve":
+		err = serve(os.Args[2], os.Args[3])
 	case len(os.Args) == 5 && os.Args[1] == "narrow":
 		err = narrow(os.Args[2], os.Args[3], os.Args[4])
 	}
@@ -33,13 +35,22 @@ func main() {
 	}
 }
 
-func serve(addr string) error {
+func serve(addr, login string) error {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return err
 	}
 	fmt.Println("serving")
-	go http.Serve(l, registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	images := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		user, password, _ := r.BasicAuth()
+		if login != "" && user+":"+password != login {
+			w.Header().Set("WWW-Authenticate", `Basic realm="shop"`)
+			http.Error(w, `{"errors": [{"code": "UNAUTHORIZED", "message": "log in first"}]}`, http.StatusUnauthorized)
+			return
+		}
+		images.ServeHTTP(w, r)
+	}))
 	_, err = io.Copy(io.Discard, os.Stdin)
 	return err
 }
