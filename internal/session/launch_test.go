@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/stead-dev/stead/internal/launch"
+	"github.com/stead-dev/stead/internal/leak"
 )
 
 // TestMain makes this test binary the helpers that package launch starts.
@@ -15,5 +16,5 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(code)
 	}
-	os.Exit(m.Run())
+	os.Exit(leak.Main(m.Run))
 }

@@ -320,13 +320,13 @@ func (r *Room) joinUDP(s *intercept.Socket, to netip.AddrPort, ask wire.Dial, lo
 	r.work.Add(2)
 	r.live.Add(1)
 	go func() { defer r.work.Done(); r.sendConnected(a, relay) }()
-	go func() {
+	go func(relay *net.UDPConn) { // which becomes another one
 		defer r.work.Done()
 		defer r.live.Add(-1)
 		for on := true; on; on = relay != nil && r.renew(a, func(ctx context.Context) (tunnel.Stream, wire.Reply, error) { return r.c.Pod.Dial(ctx, ask) }) {
 			relay = r.receiveConnected(a, relay, far, at)
 		}
-	}()
+	}(relay)
 	return 0
 }
 

@@ -1,0 +1,12 @@
+//go:build linux
+
+package notify
+
+import (
+	"os"
+	"testing"
+
+	"github.com/stead-dev/stead/internal/leak"
+)
+
+func TestMain(m *testing.M) { os.Exit(leak.Main(m.Run)) }

@@ -1,0 +1,10 @@
+package seats
+
+import (
+	"os"
+	"testing"
+
+	"github.com/stead-dev/stead/internal/leak"
+)
+
+func TestMain(m *testing.M) { os.Exit(leak.Main(m.Run)) }
