@@ -7,6 +7,7 @@ import (
 	"io"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
@@ -108,8 +109,12 @@ func (l *link) answers(r *bufio.Reader) error {
 	}
 }
 
+// patience is how long a call is deaf to the end of its context: its caller has a signal to take, and path
+// calls of a kernel's own file systems are not interrupted. Only one that waits for a pod far away is.
+const patience = time.Second
+
 // do sends one request and waits for its answer. The end of ctx (the caller of the file system call
-// was interrupted) gives EINTR.
+// was interrupted) gives EINTR, with patience.
 func (l *link) do(ctx context.Context, q *wire.FileRequest, dst []byte) (*call, syscall.Errno) {
 	k := &call{dst: dst, done: make(chan struct{})}
 	l.mu.Lock()
@@ -130,17 +135,31 @@ func (l *link) do(ctx context.Context, q *wire.FileRequest, dst []byte) (*call, 
 		<-k.done
 		return k, syscall.EIO
 	}
-	select {
-	case <-k.done:
+	if patient(ctx, k.done) {
 		return k, k.errno
-	case <-ctx.Done():
-		if dst == nil {
-			l.mu.Lock()
-			delete(l.calls, q.ID)
-			l.mu.Unlock()
-			return k, syscall.EINTR
-		}
-		<-k.done // dst is the caller's: it must not be written after we return
+	}
+	if dst == nil {
+		l.mu.Lock()
+		delete(l.calls, q.ID)
+		l.mu.Unlock()
 		return k, syscall.EINTR
+	}
+	<-k.done // dst is the caller's: it must not be written after we return
+	return k, k.errno
+}
+
+// patient waits until done is closed; false when the caller waits no more.
+func patient(ctx context.Context, done <-chan struct{}) bool {
+	began := time.Now()
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+	}
+	select {
+	case <-done:
+		return true
+	case <-time.After(patience - time.Since(began)):
+		return false
 	}
 }
