@@ -130,9 +130,7 @@ func (f *FS) reserve(n int64) bool {
 func readPieces(ctx context.Context, pieces []*piece, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	n := 0
 	for _, p := range pieces {
-		select {
-		case <-p.done:
-		case <-ctx.Done():
+		if !patient(ctx, p.done) {
 			return nil, syscall.EINTR
 		}
 		if p.errno != 0 {

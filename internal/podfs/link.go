@@ -8,6 +8,7 @@ import (
 	"io"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
@@ -143,8 +144,12 @@ func (l *link) refuse(r *bufio.Reader, k *call, errno uint32, size int) error {
 	return nil
 }
 
+// patience is how long a call is deaf to the end of its context: its caller has a signal to take, and path
+// calls of a kernel's own file systems are not interrupted. Only one that waits for a pod far away is.
+const patience = time.Second
+
 // do sends one request and waits for its answer. The end of ctx (the caller of the file system call
-// was interrupted) gives EINTR.
+// was interrupted) gives EINTR, with patience.
 func (l *link) do(ctx context.Context, q *wire.FileRequest, dst []byte) (*call, syscall.Errno) {
 	k := &call{dst: dst, opens: q.Op == wire.FileOpen, done: make(chan struct{})}
 	l.mu.Lock()
@@ -165,22 +170,36 @@ func (l *link) do(ctx context.Context, q *wire.FileRequest, dst []byte) (*call, 
 		<-k.done
 		return k, syscall.EIO
 	}
-	select {
-	case <-k.done:
+	if patient(ctx, k.done) {
 		return k, k.errno
-	case <-ctx.Done():
-		if dst == nil {
-			l.mu.Lock()
-			k.left = true
-			answered := l.calls[q.ID] != k
-			l.mu.Unlock()
-			if answered { // or about to be: the receiver has it
-				<-k.done
-				return k, k.errno
-			}
-			return k, syscall.EINTR
+	}
+	if dst == nil {
+		l.mu.Lock()
+		k.left = true
+		answered := l.calls[q.ID] != k
+		l.mu.Unlock()
+		if answered { // or about to be: the receiver has it
+			<-k.done
+			return k, k.errno
 		}
-		<-k.done // dst is the caller's: it must not be written after we return
 		return k, syscall.EINTR
+	}
+	<-k.done // dst is the caller's: it must not be written after we return
+	return k, k.errno
+}
+
+// patient waits until done is closed; false when the caller waits no more.
+func patient(ctx context.Context, done <-chan struct{}) bool {
+	began := time.Now()
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+	}
+	select {
+	case <-done:
+		return true
+	case <-time.After(patience - time.Since(began)):
+		return false
 	}
 }

@@ -21,7 +21,7 @@ func TestTheDoorsAgree(t *testing.T) {
 		said := make([]string, len(doors))
 		for i, door := range doors {
 			// A directory that the program's user may write to; its name is in the output.
-			dir := filepath.Join("/var/tmp", "stead-doors-"+door)
+			dir := filepath.Join("/var/tmp", bed.Own("stead-doors")+"-"+door)
 			t.Cleanup(func() { os.RemoveAll(dir) })
 			r := b.Exec([]string{"--files", door, "--no-incoming"}, "/usr/bin/env", "python3", script, dir)
 			if r.Code != 0 || r.Stderr != "" {

@@ -44,7 +44,7 @@ func TestProgramsOfThePodAreExecutedByEveryDoor(t *testing.T) {
 		}
 		said := make([]string, len(doors))
 		for i, door := range doors {
-			laptop := filepath.Join("/var/tmp", "stead-exec-"+door)
+			laptop := filepath.Join("/var/tmp", bed.Own("stead-exec")+"-"+door)
 			if err := os.MkdirAll(laptop, 0o777); err != nil {
 				t.Fatal(err)
 			}

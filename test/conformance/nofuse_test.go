@@ -73,7 +73,7 @@ func TestCopiesAnswerAsTheMountNamespace(t *testing.T) {
 				b    *bed.Bed
 				door string
 			}{{b, "mount"}, {confined, "copy"}} {
-				laptop := filepath.Join("/var/tmp", "stead-doors-"+how.door)
+				laptop := filepath.Join("/var/tmp", bed.Own("stead-doors")+"-"+how.door)
 				t.Cleanup(func() { os.RemoveAll(laptop) })
 				r := how.b.Exec([]string{"--files", how.door, "--no-incoming"}, "/usr/bin/env", "python3", dir+"/doors.py", laptop)
 				if r.Code != 0 || r.Stderr != "" || strings.Count(r.Stdout, "\n") < 200 {
