@@ -21,7 +21,7 @@ func TestDoctorFindsThatAnotherSupervisorListens(t *testing.T) {
 	}
 	c := exec.Command(stead, append([]string{"exec", "-q", "--no-incoming", "--target", "process/" + strconv.Itoa(target.Process.Pid), "--"}, doctor...)...)
 	b, err = c.CombinedOutput()
-	if c.ProcessState.ExitCode() != 1 || !strings.Contains(string(b), "FAIL  seccomp user notification: another supervisor listens to this process tree already (device or resource busy)\n      hint: run stead outside of it") {
+	if c.ProcessState.ExitCode() != 1 || !strings.Contains(string(b), "FAIL  seccomp user notification: another supervisor listens to this process tree already (device or resource busy)\n      hint: grep Seccomp /proc/self/status") {
 		t.Errorf("inside: %v\n%s", err, b)
 	}
 }

@@ -159,7 +159,7 @@ func machine(t *testing.T, name, setting string) *bed.Bed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bed.Bed{Stead: stead, T: t, Env: append(os.Environ(), "STEAD_PLAYGROUND="+name)}
+	b := &bed.Bed{Stead: stead, T: t, Env: append(os.Environ(), bed.Playground(name))}
 	b.Before = []string{"nsenter", "--net", "--target", strings.TrimSpace(string(child)), "--"}
 	if r := b.Run("playground", "up", "--detach"); r.Code != 0 {
 		t.Fatal(r.Stderr)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"hash/fnv"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,10 +63,18 @@ type Bed struct {
 	Before []string
 }
 
+// Playground is the variable that keeps a test's playground apart from others: those of other tests by name,
+// those of another clone's tests that run beside ours by the clone.
+func Playground(name string) string {
+	clone := fnv.New32a()
+	clone.Write([]byte(Root()))
+	return fmt.Sprintf("STEAD_PLAYGROUND=%s-%x", name, clone.Sum32())
+}
+
 // Up starts a playground that ends with the test. name keeps it apart from others.
 func Up(t testing.TB, stead, name string, args ...string) *Bed {
 	t.Helper()
-	b := &Bed{Stead: stead, T: t, Env: append(os.Environ(), "STEAD_PLAYGROUND="+name)}
+	b := &Bed{Stead: stead, T: t, Env: append(os.Environ(), Playground(name))}
 	b.start(args...)
 	return b
 }
@@ -81,7 +90,7 @@ func (b *Bed) start(args ...string) {
 // UpOn is Up where before, a command, runs what follows it.
 func UpOn(t testing.TB, stead, name string, before ...string) *Bed {
 	t.Helper()
-	b := &Bed{Stead: stead, T: t, Before: before, Env: append(os.Environ(), "STEAD_PLAYGROUND="+name)}
+	b := &Bed{Stead: stead, T: t, Before: before, Env: append(os.Environ(), Playground(name))}
 	b.start()
 	return b
 }
@@ -99,7 +108,7 @@ func UpAs(t testing.TB, stead, name string, uid uint32) *Bed {
 	}
 	b := &Bed{
 		Stead: stead, T: t, Cred: &syscall.Credential{Uid: uid, Gid: uid},
-		Env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "STEAD_PLAYGROUND=" + name},
+		Env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, Playground(name)},
 	}
 	b.start()
 	return b
