@@ -63,13 +63,15 @@ type Bed struct {
 	Before []string
 }
 
-// Playground is the variable that keeps a test's playground apart from others: those of other tests by name,
-// those of another clone's tests that run beside ours by the clone.
-func Playground(name string) string {
+// Own makes of a name one that another clone's tests, which may run beside ours, do not use.
+func Own(name string) string {
 	clone := fnv.New32a()
 	clone.Write([]byte(Root()))
-	return fmt.Sprintf("STEAD_PLAYGROUND=%s-%x", name, clone.Sum32())
+	return fmt.Sprintf("%s-%x", name, clone.Sum32())
 }
+
+// Playground is the variable that keeps a test's playground apart from others.
+func Playground(name string) string { return "STEAD_PLAYGROUND=" + Own(name) }
 
 // Up starts a playground that ends with the test. name keeps it apart from others.
 func Up(t testing.TB, stead, name string, args ...string) *Bed {
