@@ -82,7 +82,7 @@ func TestWhatGoesWrongIsOneErrorOneCommandAndAnExitCode(t *testing.T) {
 		{"an unknown command of a command", []string{"playground", "nonsense"}, 125, `unknown command "nonsense"`},
 		{"a command in no pod", []string{"playground", "exec", "none", "--", "true"}, 125, `no pod "none" in the playground`},
 		{"a call that fails", []string{"playground", "call", "http://orders:1/"}, 1, `Get "http://orders:1/": dial tcp`},
-		{"a call to nowhere", []string{"playground", "call", "nonsense"}, 1, `Get "nonsense": unsupported protocol scheme`},
+		{"a call to nowhere", []string{"playground", "call", "nonsense"}, 125, "call nonsense: no scheme"},
 		{"a call without address", []string{"playground", "call"}, 125, "accepts 1 arg(s), received 0"},
 		{"a second playground", []string{"playground", "up", "--detach"}, 125, "the playground is up already"},
 	} {
