@@ -410,7 +410,7 @@ func ExecFault(name string, errno unix.Errno) error {
 			return fault.WithExit(fmt.Errorf("run a program without a name: %w", errno), "stead exec --target TARGET -- PROGRAM (is a variable of the shell's empty?)", fault.ExitNotFound)
 		}
 		if strings.ContainsAny(name, " \t\n") {
-			return fault.WithExit(err, "stead exec --target TARGET -- "+name+" (each word by itself; for a shell's line: -- sh -c '"+name+"')", fault.ExitNotFound)
+			return fault.WithExit(err, "stead exec --target TARGET -- "+name+" (each word by itself; or, for a shell's line, -- sh -c '"+name+"')", fault.ExitNotFound)
 		}
 		if !strings.Contains(name, "/") {
 			err = fmt.Errorf("run %s: not found in PATH: %w", name, errno)

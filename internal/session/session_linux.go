@@ -13,6 +13,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/signal"
 	"sync"
 	"time"
 
@@ -55,10 +57,12 @@ func Run(ctx context.Context, o Options) (int, error) {
 	if err := s.files.open(); err != nil {
 		return 0, err
 	}
+	signals := catchSignals()
+	defer signal.Stop(signals)
 	if err := s.start(ctx, path); err != nil {
 		return 0, err
 	}
-	return s.wait(ctx)
+	return s.wait(ctx, signals)
 }
 
 // run is the state of one Run. Only its goroutine touches the fields; the rooms and the
@@ -220,8 +224,8 @@ func (s *run) start(ctx context.Context, path string) (err error) {
 }
 
 // wait follows the program to its end, passing on signals.
-func (s *run) wait(ctx context.Context) (int, error) {
-	stop := forwardSignals(s.proc)
+func (s *run) wait(ctx context.Context, signals chan os.Signal) (int, error) {
+	stop := forwardSignals(signals, s.proc)
 	defer stop()
 	for on := true; on; {
 		select {

@@ -32,13 +32,26 @@ var passed = func() []os.Signal {
 // keyboard are those that the terminal sends to its foreground.
 var keyboard = []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTSTP, syscall.SIGWINCH}
 
+// catchSignals keeps what is sent to us from now on for forwardSignals: it is called before the program
+// can run, for what comes in the moment of its start must not end us by Go's defaults. What we ignore
+// stays so, as it is inherited.
+func catchSignals() chan os.Signal {
+	ch := make(chan os.Signal, 16)
+	for _, sig := range passed {
+		if !signal.Ignored(sig) {
+			signal.Notify(ch, sig)
+		}
+	}
+	return ch
+}
+
 // forwardSignals passes on to the program what is sent to us, until stop is called.
 //
 // What the terminal sends (Ctrl-C, Ctrl-\, Ctrl-Z, a new size) reaches the whole foreground process
 // group, the program included: passing it on would send it twice. So the keyboard's signals are
 // passed on only where the program does not share the terminal's foreground with us.
-func forwardSignals(p *launch.Process) (stop func()) {
-	ch := make(chan os.Signal, 16)
+func forwardSignals(ch chan os.Signal, p *launch.Process) (stop func()) {
+	early := len(ch) // of these nobody knows whether the program was there to get them
 	signal.Notify(ch, passed...)
 	signal.Notify(ch, syscall.SIGTTIN, syscall.SIGTTOU) // ours alone
 	done := make(chan struct{})
@@ -51,7 +64,8 @@ func forwardSignals(p *launch.Process) (stop func()) {
 				return
 			case sig := <-ch:
 				n := sig.(syscall.Signal)
-				if n == syscall.SIGTTIN || n == syscall.SIGTTOU || slices.Contains(keyboard, n) && foreground(p.PID) {
+				early--
+				if n == syscall.SIGTTIN || n == syscall.SIGTTOU || early < 0 && slices.Contains(keyboard, n) && foreground(p.PID) {
 					continue
 				}
 				p.Signal(n)
