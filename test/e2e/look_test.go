@@ -31,7 +31,7 @@ func buildPrograms() error {
 }
 
 // same runs a program in the pod (kubectl exec) and under stead, and compares all that it says.
-func same(t *testing.T, pod, container string, flags []string, argv ...string) {
+func same(t *testing.T, pod, container string, flags []string, argv ...string) (said string) {
 	t.Helper()
 	native := kubectl(append([]string{"exec", pod, "-c", container, "--"}, argv...)...)
 	if native.code != 0 || native.stdout == "" {
@@ -41,6 +41,7 @@ func same(t *testing.T, pod, container string, flags []string, argv ...string) {
 	if diff := cmp.Diff(native.stdout, under.stdout); diff != "" || under.code != 0 || under.stderr != native.stderr {
 		t.Errorf("exit code %d, stderr %s (in the pod: %s)\n- pod + stead:\n%s", under.code, under.stderr, native.stderr, diff)
 	}
+	return native.stdout
 }
 
 func TestRealProgramsSeeWhatTheySeeInThePod(t *testing.T) {
@@ -57,18 +58,25 @@ func TestFilesOfEveryKindOfMountAreThePods(t *testing.T) {
 	}
 }
 
-func TestTheFilesOfATargetWithoutShellAndRootAreThePods(t *testing.T) {
-	pod := podOf(t, "bare")
-	native := kubectl("exec", pod, "-c", "bare", "--", "/app", "tree", "/var/data", "/etc")
-	under := execIn("deployment/bare", []string{"--no-incoming"}, programs()+"/app", "tree", "/var/data", "/etc/resolv.conf", "/etc/hostname")
-	for _, want := range strings.Split(strings.TrimSpace(under.stdout), "\n") {
-		if !strings.Contains(native.stdout, want+"\n") {
-			t.Errorf("under stead %q, in the pod not", want)
+// One target has no shell, no root and no file that can be written; the other shares its processes with
+// another container.
+func TestTheFilesOfOtherKindsOfTargetsAreThePods(t *testing.T) {
+	for _, c := range []struct{ app, roots string }{
+		{"bare", `14 .*permission denied`}, // to the agent, which is root, too
+		{"shared", `14 [0-9a-f]{64} <nil>`},
+	} {
+		pod := podOf(t, c.app)
+		native := kubectl("exec", pod, "-c", c.app, "--", "/app", "tree", "/var/data", "/etc")
+		under := execIn("deployment/"+c.app, []string{"--no-incoming"}, programs()+"/app", "tree", "/var/data", "/etc/resolv.conf", "/etc/hostname")
+		for _, want := range strings.Split(strings.TrimSpace(under.stdout), "\n") {
+			if !strings.Contains(native.stdout, want+"\n") {
+				t.Errorf("%s: under stead %q, in the pod not", c.app, want)
+			}
 		}
-	}
-	if under.code != 0 || !strings.Contains(under.stdout, "/var/data/private -rw------- 65532:65532 19") ||
-		!regexp.MustCompile(`/var/data/roots -rw------- 0:0 14 .*permission denied`).MatchString(under.stdout) { // to the agent, which is root, too
-		t.Errorf("exit code %d: %s%s", under.code, under.stdout, under.stderr)
+		if under.code != 0 || !strings.Contains(under.stdout, "/var/data/private -rw------- 65532:65532 19") ||
+			!regexp.MustCompile(`/var/data/roots -rw------- 0:0 `+c.roots).MatchString(under.stdout) {
+			t.Errorf("%s: exit code %d: %s%s", c.app, under.code, under.stdout, under.stderr)
+		}
 	}
 }
 
@@ -99,13 +107,29 @@ func TestNamesAndAddressesOfTheClusterAreReachedAsFromThePod(t *testing.T) {
 	node := kubectl("get", "node", "node1", "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`).stdout
 	dbIP := kubectl("get", "pod", "db-0", "-o", "jsonpath={.status.podIP}").stdout
 	vip := kubectl("get", "service", "db-vip", "-o", "jsonpath={.spec.clusterIP}").stdout
-	same(t, podOf(t, "orders"), "orders", nil, programs()+"/app", "reach",
+	served := []string{
 		"db:5432", "db-0.db:5432", "db.shop:5432", "db.shop.svc:5432", "db.shop.svc.cluster.local:5432", "db-vip:5432", // names, by every search domain
-		vip+":5432", dbIP+":5432", node+":30432", // ClusterIP, pod, NodePort
-		"db:1", "no-such-name:80", "kube-dns.kube-system:53")
+		vip + ":5432", dbIP + ":5432", node + ":30432", // ClusterIP, pod, NodePort
+	}
+	said := same(t, podOf(t, "orders"), "orders", nil, append([]string{programs() + "/app", "reach", "db:1", "no-such-name:80", "kube-dns.kube-system:53"}, served...)...)
+	for _, a := range served {
+		if !strings.Contains(said, "tcp "+a+` "db: ping\n" ok `) {
+			t.Errorf("%s does not answer: %s", a, said)
+		}
+	}
+	for _, want := range []string{"tcp db:1 connection refused\n", "name no-such-name [] not found: true\n"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("no %q: %s", want, said)
+		}
+	}
 }
 
 func TestTheKubernetesAPIIsReachedWithThePodsToken(t *testing.T) {
-	same(t, podOf(t, "orders"), "orders", nil, programs()+"/app", "api",
-		"/api/v1/namespaces/shop/configmaps/orders", "/api/v1/namespaces/shop/secrets/orders", "/version")
+	const objects = "/api/v1/namespaces/shop/"
+	said := same(t, podOf(t, "orders"), "orders", nil, programs()+"/app", "api", objects+"configmaps/orders", objects+"secrets/orders", "/version")
+	for _, want := range []string{"api " + objects + "configmaps/orders 200 {ConfigMap ", "api " + objects + "secrets/orders 403 {Status ", "api /version 200 "} {
+		if !strings.Contains(said, want) {
+			t.Errorf("no %q: %s", want, said)
+		}
+	}
 }

@@ -5,7 +5,6 @@ package e2e
 import (
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestEveryKindOfTargetLeadsToItsPod(t *testing.T) {
@@ -51,8 +50,14 @@ spec:
 		t.Fatal(r.stderr)
 	}
 	t.Cleanup(func() { kubectl("delete", "job/often-1", "--wait=false") })
-	// Its pods are known by the scale subresource alone.
-	if r := apply(`{apiVersion: argoproj.io/v1alpha1, kind: Rollout, metadata: {name: canary, namespace: shop}, spec: {replicas: 1}}`); r.code != 0 {
+	// Of one the pods are known by its selector, and of one by the scale subresource alone: Argo's has no
+	// selector where it refers to a workload.
+	if r := apply(`
+{apiVersion: argoproj.io/v1alpha1, kind: Rollout, metadata: {name: blue, namespace: shop}, spec: {replicas: 1, strategy: {blueGreen: {activeService: shared}}, selector: {matchLabels: {app: shared}, matchExpressions: [{key: app, operator: NotIn, values: [bare]}]},
+  template: {metadata: {labels: {app: shared}}, spec: {containers: [{name: app, image: "registry.local/e2e:1"}]}}}}
+---
+{apiVersion: argoproj.io/v1alpha1, kind: Rollout, metadata: {name: canary, namespace: shop}, spec: {replicas: 1, strategy: {canary: {}}, workloadRef: {apiVersion: apps/v1, kind: Deployment, name: bare}}}
+`); r.code != 0 {
 		t.Fatal(r.stderr)
 	}
 	if r := kubectl("patch", "rollout", "canary", "--subresource=status", "--type=merge", "-p", `{"status":{"selector":"app=bare"}}`); r.code != 0 {
@@ -73,6 +78,7 @@ spec:
 		{"replicaset/" + rs, bare},
 		{"service/bare", bare},
 		{"label/app=bare", bare},
+		{"rollout/blue", podOf(t, "shared")},
 		{"rollout/canary", bare},
 		{"rollouts.argoproj.io/canary", bare},
 		{"statefulset/db", "db-0"},
@@ -86,18 +92,21 @@ spec:
 			}
 		})
 	}
-	nothingLeft(t, 30*time.Second)
+	nothingLeft(t, soon)
 }
 
 func TestOfTwoContainersTheSidecarIsNotChosen(t *testing.T) {
-	// The sidecar has no /var/data.
-	r := execIn("deployment/bare", []string{"--no-incoming"}, "ls", "/var/data/link")
-	if r.code != 0 {
-		t.Errorf("not the container bare: %s", r.stderr)
-	}
-	r = execIn("deployment/bare/container/istio-proxy", []string{"--no-incoming"}, "ls", "/var/data/link")
-	if r.code == 0 {
-		t.Errorf("the container istio-proxy has /var/data: %s", r.stdout)
+	// The sidecar has no /var/data. Its processes are seen by the app's, or are not.
+	for _, name := range []string{"bare", "shared"} {
+		for _, c := range []struct{ target, want string }{
+			{"deployment/" + name, name + "\n/var/data/link\n"},
+			{"deployment/" + name + "/container/istio-proxy", "istio-proxy\n"},
+		} {
+			r := execIn(c.target, []string{"--no-incoming"}, "sh", "-c", "echo $CONTAINER; ls /var/data/link 2>/dev/null")
+			if r.stdout != c.want {
+				t.Errorf("%s: %q, want %q: %s", c.target, r.stdout, c.want, r.stderr)
+			}
+		}
 	}
 }
 
