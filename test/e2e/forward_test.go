@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -112,8 +113,36 @@ func TestPortsAreForwardedThroughTheTarget(t *testing.T) {
 }
 
 func TestTheWayIsMeasured(t *testing.T) {
-	if r := tool("diagnose", "latency", "--target", "deployment/bare"); r.code != 0 || !strings.Contains(r.stdout, "ms") && !strings.Contains(r.stdout, "us") && !strings.Contains(r.stdout, "µs") {
-		t.Errorf("exit code %d: %s%s", r.code, r.stdout, r.stderr)
+	r := tool("diagnose", "latency", "--target", "deployment/bare", "--count", "20", "--to", "db:5432")
+	lines := strings.Split(r.stdout, "\n")
+	if r.code != 0 || len(lines) != 5 {
+		t.Fatalf("exit code %d: %s%s", r.code, r.stdout, r.stderr)
+	}
+	ip := regexp.QuoteMeta(kubectl("get", "pod", "db-0", "-o", "jsonpath={.status.podIP}").stdout)
+	const many = `median (\S+), 90% within (\S+), 99% within (\S+), fastest (\S+), slowest (\S+) \(20\)`
+	for i, want := range []string{
+		`session with the agent beside deployment/bare: (\S+)`, `there and back: ` + many,
+		`name db: (\S+) \[` + ip + `\]`, `connections to db:5432 from the target: ` + many,
+	} {
+		m := regexp.MustCompile("^" + want + "$").FindStringSubmatch(lines[i])
+		if m == nil {
+			t.Errorf("%q, want %s", lines[i], want)
+			continue
+		}
+		var d []time.Duration
+		for _, s := range m[1:] {
+			v, err := time.ParseDuration(s)
+			if err != nil || v <= 0 {
+				t.Errorf("%q: %s: %v", lines[i], s, err)
+			}
+			d = append(d, v)
+		}
+		if len(d) == 5 && !slices.IsSorted([]time.Duration{d[3], d[0], d[1], d[2], d[4]}) {
+			t.Errorf("not in order: %s", lines[i])
+		}
+	}
+	if r := tool("diagnose", "latency", "--target", "deployment/bare", "--to", "db:1"); r.code != 125 || !strings.Contains(r.stderr, "connection refused") {
+		t.Errorf("a port where nobody listens: exit code %d: %s%s", r.code, r.stdout, r.stderr)
 	}
 }
 
