@@ -33,7 +33,7 @@ func onEveryNode(t *testing.T, name, image, args string) (said []string) {
 }
 
 func TestTheImageOfBusyboxIsThereForAnybodysTests(t *testing.T) {
-	for _, s := range onEveryNode(t, "busybox", "registry.local/busybox:1", "sh, -c, 'echo here is $(hostname)'") {
+	for _, s := range onEveryNode(t, "busybox", "registry.local/busybox:1", "-c, 'echo here is $(hostname)'") {
 		if !strings.HasPrefix(s, "here is busybox-node") {
 			t.Errorf("it says %q", s)
 		}
