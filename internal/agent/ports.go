@@ -47,6 +47,7 @@ type subscription struct {
 	claim  *claim        // of the port that it steals
 
 	dropped atomic.Uint64 // copies given up
+	missed  atomic.Uint64 // connections of which there was no copy, for the session could not be reached; not yet told
 	telling atomic.Bool   // news of lost packets is under way
 }
 

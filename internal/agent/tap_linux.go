@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -243,8 +244,15 @@ func (p *ports) packetsLost(n uint32) {
 func (p *ports) carry(s *subscription, k flowKey, c *copyOf) {
 	defer c.abandon()
 	st, err := s.x.offer(p.ctx, wire.Incoming{Subscription: s.id, Remote: k.from, Local: k.to})
+	if errno := unix.Errno(0); err != nil && !errors.As(err, &errno) { // else the program did not want it
+		s.missed.Add(1)
+	}
 	if err != nil {
 		return
+	}
+	if n := s.missed.Swap(0); n > 0 {
+		_ = wire.Write(s.note, wire.Event{Kind: wire.EventDropped, Count: s.dropped.Add(n),
+			Text: fmt.Sprintf("port %d: %d connections were not copied while the agent could not reach this session", k.to.Port(), n)})
 	}
 	stop := context.AfterFunc(p.ctx, func() { st.Reset(0) })
 	defer stop()
