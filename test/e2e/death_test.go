@@ -157,10 +157,14 @@ func TestLeases(t *testing.T) {
 		})
 		t.Run("a CLI that is killed while its agent starts leaves nothing", func(t *testing.T) {
 			t.Parallel()
-			s := begin(t, "statefulset/db", []string{"--agent-image", "127.0.0.1:1/none:1", "--agent-label", "stead.dev/test=pull", "--no-incoming"}, "true")
-			for range 1000 { // the moment when the Job is there
+			// A registry that is not there: the node takes seconds to see it.
+			s := begin(t, "statefulset/db", []string{"--agent-image", "10.88.0.99:5000/none:1", "--agent-label", "stead.dev/test=pull", "--no-incoming"}, "true")
+			for end := time.Now().Add(named); ; { // the moment when the Job is there
 				if r := kubectl("get", "jobs", "-l", "stead.dev/test=pull", "-o", "name"); r.stdout != "" {
 					break
+				}
+				if time.Now().After(end) {
+					t.Fatalf("no Job: %s", s.stderr())
 				}
 			}
 			s.cmd.Process.Signal(syscall.SIGKILL)
