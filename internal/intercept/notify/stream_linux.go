@@ -330,7 +330,7 @@ func knock(listener *intercept.Socket) (from netip.AddrPort, err error) {
 	if err != nil {
 		return from, err
 	}
-	to := inet.Reach(inet.FromUnix(sa), true)
+	to := inet.Reach(inet.FromUnix(sa), inet.V6Only(listener.FD))
 	family := unix.AF_INET
 	if to.Addr().Is6() {
 		family = unix.AF_INET6
