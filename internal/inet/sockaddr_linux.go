@@ -61,22 +61,20 @@ func Any(ipv6 bool) netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
-// Reach is the address at which a listener bound to local is reached from its own machine.
-func Reach(local netip.AddrPort) netip.AddrPort {
-	a := local.Addr()
-	switch {
+// Reach gives the addresses at which a listener bound to local is reached from its own machine; only6: it
+// takes no IPv4. The later ones are for machines that lack the family of the first.
+func Reach(local netip.AddrPort, only6 bool) []netip.AddrPort {
+	at := func(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, local.Port()) }
+	switch a := local.Addr(); {
+	case a == netip.IPv6Unspecified() && only6:
+		return []netip.AddrPort{at(Loopback(true))}
 	case a == netip.IPv6Unspecified():
-		// An IPv6 wildcard takes IPv4 too unless it is V6ONLY; ::1 is right for both.
-		a = Loopback(true)
-	case a.IsUnspecified():
-		a = Loopback(false)
-	case a.Is4In6():
-		a = a.Unmap()
-		if a.IsUnspecified() {
-			a = Loopback(false)
-		}
+		return []netip.AddrPort{at(Loopback(true)), at(Loopback(false))}
+	case a.Unmap().IsUnspecified():
+		return []netip.AddrPort{at(Loopback(false))}
+	default:
+		return []netip.AddrPort{at(a.Unmap())}
 	}
-	return netip.AddrPortFrom(a, local.Port())
 }
 
 // Append encodes addr as struct sockaddr_in or sockaddr_in6 for a socket of the family.

@@ -335,7 +335,15 @@ func knock(listener *intercept.Socket) (from netip.AddrPort, err error) {
 	if err != nil {
 		return from, err
 	}
-	to := inet.Reach(inet.FromUnix(sa))
+	for _, to := range inet.Reach(inet.FromUnix(sa), false) {
+		if from, err = knockAt(to); err == nil {
+			break
+		}
+	}
+	return from, err
+}
+
+func knockAt(to netip.AddrPort) (from netip.AddrPort, err error) {
 	family := unix.AF_INET
 	if to.Addr().Is6() {
 		family = unix.AF_INET6
@@ -349,7 +357,8 @@ func knock(listener *intercept.Socket) (from netip.AddrPort, err error) {
 		return from, err
 	}
 	_, _ = unix.Write(fd, []byte{0}) // for TCP_DEFER_ACCEPT
-	if sa, err = unix.Getsockname(fd); err != nil {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
 		return from, err
 	}
 	return inet.FromUnix(sa), nil

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -59,9 +60,15 @@ type Room struct {
 
 // port is one subscription and where its connections go.
 type port struct {
-	local  netip.AddrPort       // the program's listener on the laptop
-	inodes map[uint64]time.Time // of its sockets, and since when
-	sub    *pod.Subscription    // nil until the agent has answered
+	local     netip.AddrPort      // the program's listener on the laptop
+	listeners map[uint64]listener // the program's sockets, by inode
+	sub       *pod.Subscription   // nil until the agent has answered
+}
+
+// listener is a socket of the program's that listens.
+type listener struct {
+	since time.Time
+	reach []netip.AddrPort // at which it is reached on the laptop
 }
 
 // bound is a socket of the program's.
@@ -180,20 +187,51 @@ func (r *Room) connect(in wire.Incoming) (net.Conn, func(), error) {
 	if p == nil || p.sub == nil || p.sub.ID != in.Subscription {
 		p = r.bySubscriptionLocked(in.Subscription)
 	}
-	var to netip.AddrPort
+	var to []netip.AddrPort
 	if p != nil {
-		to = p.local
+		to = p.reach(in.Local.Addr().Unmap().Is4())
 	}
 	r.mu.Unlock()
-	if p == nil {
-		return nil, nil, fmt.Errorf("no listener for subscription %d", in.Subscription)
+	err := fmt.Errorf("no listener for subscription %d", in.Subscription)
+	for _, at := range to {
+		var conn net.Conn
+		var undo func()
+		if conn, undo, err = r.dial(at, in); err == nil {
+			return conn, undo, nil
+		}
 	}
+	return nil, nil, err
+}
+
+// reach gives where the port's listeners are reached. Those that are so by the client's own family come
+// first: a program may listen on each by a socket of its own.
+func (p *port) reach(ipv4 bool) (out []netip.AddrPort) {
+	for _, l := range p.listeners {
+		for _, at := range l.reach {
+			if !slices.Contains(out, at) {
+				out = append(out, at)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b netip.AddrPort) int {
+		if x, y := a.Addr().Is4() == ipv4, b.Addr().Is4() == ipv4; x != y {
+			if x {
+				return -1
+			}
+			return 1
+		}
+		return a.Compare(b)
+	})
+	return out
+}
+
+// dial connects to one of the program's listeners.
+func (r *Room) dial(to netip.AddrPort, in wire.Incoming) (net.Conn, func(), error) {
 	var leg netip.AddrPort
 	noted := false
 	d := net.Dialer{
-		Timeout:   5 * time.Second,
-		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(to.Addr(), 0)),
-		ControlContext: noteLeg(func(at netip.AddrPort) {
+		Timeout: 5 * time.Second,
+		ControlContext: noteLeg(func(at netip.AddrPort) { // which binds, too
 			leg, noted = at, true
 			r.mu.Lock()
 			r.legs[leg] = in
@@ -201,7 +239,6 @@ func (r *Room) connect(in wire.Incoming) (net.Conn, func(), error) {
 		}, to.Addr()),
 	}
 	d.SetMultipathTCP(false)
-	d.LocalAddr = nil // bound by noteLeg
 	undo := func() {
 		if noted {
 			r.mu.Lock()

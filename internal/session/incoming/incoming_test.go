@@ -3,6 +3,8 @@ package incoming
 import (
 	"context"
 	"net/netip"
+	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -135,5 +137,101 @@ func TestNamesOfSocketsThatAreGoneAreForgotten(t *testing.T) {
 				t.Errorf("%v later, socket %d: %v %v", step.at.Sub(now), i, at, ok)
 			}
 		}
+	}
+}
+
+// listening makes a program's socket that listens on any address of its family.
+func listening(t *testing.T, r *Room, family, only6, port int) *intercept.Socket {
+	t.Helper()
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	var at unix.Sockaddr = &unix.SockaddrInet4{Port: port}
+	if family == unix.AF_INET6 {
+		at = &unix.SockaddrInet6{Port: port}
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only6)
+	}
+	if err == nil {
+		err = unix.Bind(fd, at)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &intercept.Socket{FD: fd, Family: family, Type: unix.SOCK_STREAM}
+	if o := r.Listen(s, 1); o.Later != nil {
+		o.Later(context.Background())
+	}
+	return s
+}
+
+// A laptop whose IPv6 is switched off has IPv6 sockets all the same, which take IPv4.
+func TestAConnectionComesToTheListenerOfItsFamily(t *testing.T) {
+	both := func(t *testing.T, r *Room) (v4, v6 *intercept.Socket) {
+		s := listening(t, r, unix.AF_INET6, 0, 0)
+		return s, s
+	}
+	apart := func(t *testing.T, r *Room) (v4, v6 *intercept.Socket) {
+		v6 = listening(t, r, unix.AF_INET6, 1, 0)
+		return listening(t, r, unix.AF_INET, 0, int(name(t, v6).Port())), v6
+	}
+	for _, c := range []struct {
+		name   string
+		listen func(*testing.T, *Room) (v4, v6 *intercept.Socket)
+		ipv6   bool
+	}{{"one for both", both, true}, {"one for each", apart, true}, {"no IPv6", both, false}} {
+		t.Run(c.name, func(t *testing.T) {
+			if !c.ipv6 {
+				withoutIPv6(t)
+			}
+			r := New(Config{Mode: wire.Steal, Pod: readyPod{}, Trouble: func(err error) { t.Error(err) }})
+			defer r.Close()
+			v4, v6 := c.listen(t, r)
+			for local, l := range map[string]*intercept.Socket{"10.9.0.2": v4, "fd09::2": v6} {
+				in := wire.Incoming{Subscription: 1, Local: netip.AddrPortFrom(netip.MustParseAddr(local), name(t, v4).Port()), Remote: netip.MustParseAddrPort("10.9.9.9:1")}
+				conn, undo, err := r.connect(in)
+				if err != nil {
+					t.Errorf("to %s: %v", local, err)
+					continue
+				}
+				defer conn.Close()
+				defer undo()
+				fd, _, err := unix.Accept(l.FD)
+				if err != nil {
+					t.Errorf("to %s: the listener has no connection: %v", local, err)
+					continue
+				}
+				defer unix.Close(fd)
+				if peer, ok := r.PeerName(&intercept.Socket{FD: fd, Family: l.Family, Type: unix.SOCK_STREAM}); !ok || peer.Addr().Unmap() != in.Remote.Addr() {
+					t.Errorf("to %s: the peer is %v %v", local, peer, ok)
+				}
+			}
+		})
+	}
+}
+
+// withoutIPv6 puts the test, all of which is on one thread, into a network with an IPv4 loopback alone.
+func withoutIPv6(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread() // never unlocked: the thread ends with the test
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Skip("no network namespace to be had: ", err)
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err == nil {
+		lo.SetUint16(unix.IFF_UP)
+		err = unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
+	}
+	if err == nil {
+		err = os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -109,10 +109,10 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	}
 	now := time.Now()
 	r.here[local.Port()] = now
+	l := listener{now, inet.Reach(local, only6(s))}
 	p := r.ports[believed]
 	if p != nil { // SO_REUSEPORT, or a second listen
-		p.inodes[st.Ino] = now
-		p.local = inet.Reach(local)
+		p.listeners[st.Ino] = l
 		r.mu.Unlock()
 		return intercept.Outcome{}
 	}
@@ -120,12 +120,18 @@ func (r *Room) Listen(s *intercept.Socket, backlog int) intercept.Outcome {
 	if r.c.Mode == "" {
 		return intercept.Outcome{}
 	}
-	p = &port{local: inet.Reach(local), inodes: map[uint64]time.Time{st.Ino: now}}
+	p = &port{listeners: map[uint64]listener{st.Ino: l}}
 	return intercept.Outcome{Later: func(ctx context.Context) intercept.Outcome {
 		ctx, cancel := intercept.Patient(ctx)
 		defer cancel()
 		return r.subscribe(ctx, believed, p)
 	}}
+}
+
+// only6 says whether an IPv6 socket takes no IPv4.
+func only6(s *intercept.Socket) bool {
+	v, err := unix.GetsockoptInt(s.FD, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+	return err == nil && v != 0
 }
 
 func (r *Room) subscribe(ctx context.Context, number uint16, p *port) intercept.Outcome {
@@ -361,12 +367,12 @@ func (r *Room) giveBack(t tables) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for n, p := range r.ports {
-		for ino, since := range p.inodes {
-			if gone(t.tcp[ino], since) {
-				delete(p.inodes, ino)
+		for ino, l := range p.listeners {
+			if gone(t.tcp[ino], l.since) {
+				delete(p.listeners, ino)
 			}
 		}
-		if len(p.inodes) == 0 && p.sub != nil {
+		if len(p.listeners) == 0 && p.sub != nil {
 			p.sub.Close()
 			delete(r.ports, n)
 		}
