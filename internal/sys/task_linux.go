@@ -47,9 +47,10 @@ func WriteTask(tid int, addr uint64, b []byte) error {
 
 // PtraceDetach lets go of a stopped thread that the calling thread, which is locked, traces, and hands
 // it a signal, 0 for none. x/sys's hands over none, so the signal at which it stopped would be lost. An
-// error means that the thread is gone or was not stopped; there is nothing to be done then.
-func PtraceDetach(tid int, signal unix.Signal) {
-	unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(tid), 0, uintptr(signal), 0, 0)
+// error means that the thread is gone, was killed where it stopped, or was not stopped.
+func PtraceDetach(tid int, signal unix.Signal) error {
+	_, _, e := unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(tid), 0, uintptr(signal), 0, 0)
+	return errnoErr(e)
 }
 
 // PtraceGetSigmask is PTRACE_GETSIGMASK (Linux 3.11), which x/sys lacks: the blocked signals of a stopped

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -120,6 +121,16 @@ func TestASignalForAProcessIsTakenByOneThreadAndSeenByNoOther(t *testing.T) {
 			t.Errorf("--files %s: exit codes %d and %d, stderr %s\n- native + stead:\n%s", door, native.Code, under.Code, under.Stderr, diff)
 		}
 	}
+	// Many at once: the threads of some end in the moment in which they are stopped to take a signal.
+	var all sync.WaitGroup
+	for range 12 {
+		all.Go(func() {
+			if r := b.Exec([]string{"--no-incoming"}, argv...); r.Code != 0 {
+				t.Errorf("one of many: exit code %d, stderr %s", r.Code, r.Stderr)
+			}
+		})
+	}
+	all.Wait()
 }
 
 // What a process has of its parent, a program under stead has of who started stead. (A signal that is

@@ -214,12 +214,21 @@ type lead struct {
 	signal unix.Signal
 }
 
+// release lets the thread go on. One that was killed where it stopped cannot be let go: it dies as ours, and
+// its process is not over for its parent before we have waited for it.
 func (l *lead) release() {
-	if !l.stopped {
-		_ = unix.PtraceInterrupt(l.tid)
-		_ = l.wait()
+	for {
+		if !l.stopped {
+			_ = unix.PtraceInterrupt(l.tid)
+			if l.wait() != nil {
+				return // it is gone
+			}
+		}
+		if sys.PtraceDetach(l.tid, l.signal) == nil {
+			return
+		}
+		l.stopped = false
 	}
-	sys.PtraceDetach(l.tid, l.signal)
 }
 
 const syscallStop = unix.SIGTRAP | 0x80
