@@ -57,6 +57,9 @@ type Room struct {
 	heard map[netip.AddrPort]time.Time // whose datagrams reached the program on the laptop, and when last
 	legs  map[netip.AddrPort]wire.Incoming
 
+	links  []netip.Prefix // of the laptop's interfaces, as they were at linked
+	linked time.Time
+
 	released bool // no port is asked for any more
 }
 
