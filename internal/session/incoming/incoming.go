@@ -55,12 +55,14 @@ type Room struct {
 	heard     map[netip.AddrPort]time.Time // whose datagrams reached the program on the laptop, and when last
 	legs      map[netip.AddrPort]wire.Incoming
 
+	links  []netip.Prefix // of the laptop's interfaces, as they were at linked
+	linked time.Time
+
 	released bool // no port is asked for any more
 }
 
 // port is one subscription and where its connections go.
 type port struct {
-	local     netip.AddrPort      // the program's listener on the laptop
 	listeners map[uint64]listener // the program's sockets, by inode
 	sub       *pod.Subscription   // nil until the agent has answered
 }

@@ -140,6 +140,25 @@ func TestNamesOfSocketsThatAreGoneAreForgotten(t *testing.T) {
 	}
 }
 
+func TestOnlyWhoIsNearIsAnsweredOnTheLaptop(t *testing.T) {
+	r := New(Config{Pod: readyPod{}})
+	defer r.Close()
+	r.linked, r.links = time.Now(), []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24"), netip.MustParsePrefix("fe80::1/64")}
+	for from, near := range map[string]bool{
+		"127.0.0.1:5": true, "[::1]:5": true, "[::ffff:127.0.0.1]:6": true, "192.0.2.77:5": true, "[fe80::2%eth0]:5": true,
+		"10.96.0.10:53": false, "198.51.100.1:5": false, "[2001:db8::1]:5": false,
+	} {
+		at := netip.MustParseAddrPort(from)
+		if r.Hear(at); r.Heard(at) != near {
+			t.Errorf("%s: heard %v", from, !near)
+		}
+	}
+	r.giveBack(tables{at: time.Now().Add(heardTime + time.Minute)})
+	if r.Heard(netip.MustParseAddrPort("127.0.0.1:5")) {
+		t.Error("not forgotten")
+	}
+}
+
 // listening makes a program's socket that listens on any address of its family.
 func listening(t *testing.T, r *Room, family, only6, port int) *intercept.Socket {
 	t.Helper()

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 
@@ -277,6 +279,7 @@ const (
 	// heardTime is how long the answers to a datagram may take, or the next one may be in coming.
 	heardTime = 5 * time.Minute
 	maxHeard  = 10000
+	linksAge  = 10 * time.Second
 )
 
 // ReceivesAny says whether the program has bound a UDP socket.
@@ -295,12 +298,32 @@ func (r *Room) ReceivesFor(s *intercept.Socket) bool {
 }
 
 // Hear is told that a datagram from the laptop reached the program, so that the answers find the way back.
+// One that claims to come from further than the laptop's own networks is nobody's to send there: it could
+// claim to come from the pod's nameserver.
 func (r *Room) Hear(from netip.AddrPort) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.heard) < maxHeard {
-		r.heard[inet.Unmap(from)] = time.Now()
+	from = inet.Unmap(from)
+	if len(r.heard) < maxHeard && r.nearLocked(from.Addr()) {
+		r.heard[from] = time.Now()
 	}
+}
+
+// nearLocked says whether an address is the laptop's or in one of the networks that it is in.
+func (r *Room) nearLocked(a netip.Addr) bool {
+	if a.IsLoopback() {
+		return true
+	}
+	if time.Since(r.linked) > linksAge {
+		r.linked, r.links = time.Now(), nil
+		addrs, _ := net.InterfaceAddrs()
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil {
+				r.links = append(r.links, p)
+			}
+		}
+	}
+	return slices.ContainsFunc(r.links, func(p netip.Prefix) bool { return p.Contains(a.WithZone("")) })
 }
 
 // Heard says whether a datagram from there has reached the program on the laptop.
