@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -226,10 +227,14 @@ func under(t *testing.T, p *nearPod, argv ...string) (string, int) {
 		t.Fatal(err)
 	}
 	trouble := func(err error) { t.Log("trouble:", err) }
-	in := incoming.New(incoming.Config{Mode: wire.Steal, Trouble: trouble, Notice: func(s string) { t.Log(s) }})
+	addrs := []netip.Addr{netip.MustParseAddr("10.9.0.2")}
+	in := incoming.New(incoming.Config{
+		Mode: wire.Steal, PodAddr: func(a netip.Addr) bool { return slices.Contains(addrs, a) },
+		Trouble: trouble, Notice: func(s string) { t.Log(s) },
+	})
 	in.SetPod(p)
 	out, err := outgoing.New(outgoing.Config{
-		Pod: p, Network: outgoing.Network{Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.2")}},
+		Pod: p, Network: outgoing.Network{Addrs: addrs},
 		OwnTCP: in.OwnTCP, OwnUDP: in.OwnUDP, Heard: in.Heard, Trouble: trouble,
 	})
 	if err != nil {

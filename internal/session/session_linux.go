@@ -13,8 +13,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"time"
 
@@ -106,7 +108,7 @@ func (s *run) close() {
 
 // attach reaches the agent, and those beside the target's other pods.
 func (s *run) attach(ctx context.Context) error {
-	s.in = incoming.New(incoming.Config{Mode: s.o.Incoming, Probes: s.o.Probes, Trouble: s.trouble, Notice: s.notice})
+	s.in = incoming.New(incoming.Config{Mode: s.o.Incoming, Probes: s.o.Probes, PodAddr: s.podAddr, Trouble: s.trouble, Notice: s.notice})
 	s.pods = seats.New(seats.Config{
 		Target: s.o.Target, Hello: wire.Hello{Build: s.o.Build, Secret: s.o.Secret}, Wait: s.o.Follow,
 		Incoming: s.in.Serve, Event: s.event, Notice: s.tell, Trouble: s.trouble, Moved: s.moved,
@@ -120,6 +122,11 @@ func (s *run) attach(ctx context.Context) error {
 		s.pods.Follow(ctx, s.o.Pods, s.o.All && s.o.Incoming != "")
 	}
 	return nil
+}
+
+// podAddr says whether an address is the pod's, or that of the one whose environment the program has.
+func (s *run) podAddr(a netip.Addr) bool {
+	return slices.Contains(s.first.Addrs, a) || slices.Contains(s.pods.Target().Addrs, a)
 }
 
 // moved is told that another pod is stood for. What is open goes on as long as the old one does.

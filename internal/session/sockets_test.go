@@ -272,6 +272,8 @@ c=socket.create_connection(("127.0.0.1",l.getsockname()[1])); a,_=l.accept(); a.
 try: m=socket.socket(); m.bind(l.getsockname())
 except OSError as e: print(errno.errorcode[e.errno])
 s=socket.socket(socket.AF_INET6); s.bind(("::ffff:"+pod,0)); print(s.getsockname()[0])
+try: socket.socket().bind(("203.0.113.9",0))
+except OSError as e: print(errno.errorcode[e.errno])
 `)
 	want := `10.9.0.2 True
 10.9.0.2 True
@@ -281,6 +283,7 @@ b'hello' 10.9.0.2
 b'own'
 EADDRINUSE
 ::ffff:10.9.0.2
+EADDRNOTAVAIL
 `
 	if got != want {
 		t.Errorf("got %s\nwant %s", got, want)

@@ -147,7 +147,7 @@ func (tr traffic) copied(t *testing.T, copies func() []string, from, to time.Tim
 	for end := time.Now().Add(soon); ; time.Sleep(100 * time.Millisecond) {
 		times := make(map[string]int)
 		for _, l := range copies() {
-			if f := strings.Fields(l); len(f) == 4 && f[0] == "served" {
+			if f := strings.Fields(l); len(f) >= 4 && f[0] == "served" {
 				times[f[2]]++
 			}
 		}

@@ -32,8 +32,9 @@ type Pod interface {
 // Config is what a Room is made of.
 type Config struct {
 	Pod     Pod
-	Mode    wire.Mode           // empty: nothing is asked for
-	Probes  map[uint16][]string // of the kubelet, by port: left to the app where the port is stolen
+	Mode    wire.Mode             // empty: nothing is asked for
+	Probes  map[uint16][]string   // of the kubelet, by port: left to the app where the port is stolen
+	PodAddr func(netip.Addr) bool // says whether an address is the pod's
 	Trouble func(error)
 	Notice  func(string)
 }

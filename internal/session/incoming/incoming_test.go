@@ -173,7 +173,7 @@ func TestASocketIsGoneOnlyWhenTablesThatAreYoungerLackIt(t *testing.T) {
 
 // A socket that was bound to the pod's address may be closed, or connected, without a word to us.
 func TestNamesOfSocketsThatAreGoneAreForgotten(t *testing.T) {
-	r := New(Config{Pod: readyPod{}})
+	r := New(Config{Pod: readyPod{}, PodAddr: func(a netip.Addr) bool { return a.String() == "203.0.113.7" }})
 	defer r.Close()
 	l, c, u := socket(t, unix.SOCK_STREAM), socket(t, unix.SOCK_STREAM), socket(t, unix.SOCK_DGRAM)
 	for _, s := range []*intercept.Socket{l, c, u} {

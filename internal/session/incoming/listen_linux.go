@@ -31,7 +31,7 @@ func (r *Room) Bind(s *intercept.Socket, at netip.AddrPort) intercept.Outcome {
 	}
 	real := at
 	err := bind(s, real)
-	if err == unix.EADDRNOTAVAIL { // not one of the laptop's addresses: the pod's
+	if err == unix.EADDRNOTAVAIL && r.c.PodAddr(at.Addr().Unmap()) {
 		real = netip.AddrPortFrom(inet.Any(s.Family == unix.AF_INET6), at.Port())
 		err = bind(s, real)
 	}
