@@ -273,7 +273,7 @@ func TestTargetsAreListedInEveryForm(t *testing.T) {
 		{"some kinds", []string{"--types", "statefulset,deploy"}, []string{`(?m)^statefulset/db `, `(?m)^deployment/bare `}, []string{"pod/", "service/"}},
 		{"of all namespaces", []string{"-A", "--types", "deployment"}, []string{`(?m)^NAMESPACE +TARGET +READY +CONTAINER +USED BY$`, `(?m)^kube-system +deployment/coredns +\d/\d +coredns +-$`, `(?m)^shop +deployment/bare +1/1 +bare +-$`}, nil},
 		{"wide", []string{"-o", "wide", "--types", "deployment"}, []string{`(?m)^TARGET +READY +CONTAINER +USED BY +CONTAINERS +PODS$`, `(?m)^deployment/bare +1/1 +bare +- +istio-proxy,bare +` + bare + `$`}, nil},
-		{"names", []string{"-o", "name", "--types", "deployment"}, []string{`^deployment/bare\ndeployment/orders\n$`}, nil},
+		{"names", []string{"-o", "name", "--types", "deployment"}, []string{`^deployment/bare\n(deployment/\w+\n)*deployment/orders\n(deployment/\w+\n)*$`}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := tool(append([]string{"ls"}, c.args...)...)
@@ -299,9 +299,26 @@ func TestTargetsAreListedInEveryForm(t *testing.T) {
 			Pods, Containers                    []string
 			Ready                               int
 		}
-		if err := json.Unmarshal([]byte(r.stdout), &rows); err != nil || len(rows) != 2 || rows[0].Target != "deployment/bare" || rows[0].Namespace != "shop" ||
-			rows[0].DefaultContainer != "bare" || len(rows[0].Pods) != 1 || len(rows[0].Containers) != 2 || rows[1].Ready != 2 {
-			t.Errorf("%v: %s%s", err, r.stdout, r.stderr)
+		if err := json.Unmarshal([]byte(r.stdout), &rows); err != nil {
+			t.Fatalf("%v: %s%s", err, r.stdout, r.stderr)
+		}
+		found := 0
+		for _, row := range rows {
+			switch row.Target {
+			case "deployment/shared":
+				found++
+				if row.Namespace != "shop" || row.DefaultContainer != "shared" || len(row.Pods) != 1 || len(row.Containers) != 2 || row.Ready != 1 {
+					t.Errorf("%+v", row)
+				}
+			case "deployment/orders":
+				found++
+				if len(row.Pods) != 2 || row.Ready != 2 {
+					t.Errorf("%+v", row)
+				}
+			}
+		}
+		if found != 2 {
+			t.Errorf("deployments of shop: %s", r.stdout)
 		}
 		if r := tool("ls", "-o", "json", "--types", "cronjob"); r.stdout != "[]\n" {
 			t.Errorf("none: %s", r.stdout)
