@@ -3,6 +3,8 @@
 package e2e
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -223,6 +225,21 @@ func goneBy(t *testing.T, end time.Time, selector string) {
 	}
 }
 
+// running says whether a thread of a process has not ended yet. The first one may end before others.
+func running(pid int) bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, f := range threads {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		if state := b[bytes.LastIndexByte(b, ')')+2]; state != 'Z' && state != 'X' {
+			return true
+		}
+	}
+	return err != nil
+}
+
 // killAgent kills the agent beside a pod's container, the process itself, and says when.
 func killAgent(t *testing.T, pod, container string) event {
 	t.Helper()
@@ -238,6 +255,12 @@ func killAgent(t *testing.T, pod, container string) event {
 			e := event{from: time.Now()}
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
+			}
+			// Its sockets take connections until its last thread has ended.
+			for end := time.Now().Add(limit); running(pid); time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("the agent %d is killed and goes on", pid)
+				}
 			}
 			e.to = time.Now()
 			return e

@@ -323,7 +323,6 @@ func (r *Room) joinUDP(s *intercept.Socket, to netip.AddrPort, ask wire.Dial, lo
 	go func(relay *net.UDPConn) { // which becomes another one
 		defer r.work.Done()
 		defer r.live.Add(-1)
-		relay := relay // another one after a refusal
 		for on := true; on; on = relay != nil && r.renew(a, func(ctx context.Context) (tunnel.Stream, wire.Reply, error) { return r.c.Pod.Dial(ctx, ask) }) {
 			relay = r.receiveConnected(a, relay, far, at)
 		}
