@@ -6,6 +6,10 @@ cd "$(dirname "$0")/../.."
 work=$(mktemp -d /var/tmp/stead-bench.XXXXXX)
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
+if command -v npm >/dev/null; then
+	npm install --silent --no-save --prefix "$work" eslint@9 typescript@5
+	chmod -R a+rX "$work/node_modules"
+fi
 # node reads this bundle at each start; a session does not import it, so it would look three times as fast.
 unset NODE_EXTRA_CA_CERTS
 CGO_ENABLED=0 go build -o "$work/local" ./test/bench/local
