@@ -33,7 +33,7 @@ type mounted struct {
 func mount(t *testing.T, p *pod, o Options) *mounted {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
+		t.Fatal("mounting needs root: run it as root")
 	}
 	dev, root, err := mountns.Detached(0, 0, true)
 	if err != nil {
