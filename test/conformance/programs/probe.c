@@ -212,6 +212,8 @@ static void *attempt(void *v)
 		snprintf(a->said, sizeof a->said, "udp %s: connect %s, send %s, recv %s", a->to, strerror(e), strerror(sent), strerror(got));
 	} else if (a->nonblock) {
 		poll(&q, 1, 150000);
+		if (q.revents == POLLERR) // tcp_poll takes no lock: a failure may be half told
+			poll(&q, 1, 1000);
 		getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &n);
 		snprintf(a->said, sizeof a->said, "tcp %s: %s, events %x, %s", a->to, strerror(e), q.revents, strerror(err));
 	} else {

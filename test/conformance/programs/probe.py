@@ -128,6 +128,8 @@ def connecting(a, port, blocking):
         if not blocking:
             p = select.poll(); p.register(s, select.POLLOUT)
             events = p.poll(150000)
+            if events and events[0][1] == select.POLLERR:  # tcp_poll takes no lock: a failure may be half told
+                events = p.poll(1000)
             again = s.connect_ex((a, port))
             return errno.errorcode.get(e), events[0][1] if events else "no event", errno.errorcode.get(again, again), s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         return errno.errorcode.get(e, e)
