@@ -27,6 +27,9 @@ func (e *heldError) Unwrap() error { return unix.EADDRINUSE }
 
 const claimTimeout = 2 * time.Second
 
+// unknownHolder is who does not answer: mostly a claim that has just begun or ended.
+const unknownHolder = "somebody else"
+
 // claim takes the port for holder, or returns a *heldError.
 func (t *target) claim(port uint16, holder string) (*claim, error) {
 	at := &unix.SockaddrUnix{Name: fmt.Sprintf("@stead-steal-%d", port)}
@@ -91,25 +94,24 @@ func (c *claim) close() {
 
 // holderAt asks a claim whose it is.
 func (t *target) holderAt(at unix.Sockaddr) string {
-	const unknown = "somebody else"
 	f, err := t.unixSocket("question to a claim")
 	if err != nil {
-		return unknown
+		return unknownHolder
 	}
 	defer f.Close()
 	_ = unix.SetsockoptTimeval(int(f.Fd()), unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 2}) // of connect
 	if unix.Connect(int(f.Fd()), at) != nil {
-		return unknown
+		return unknownHolder
 	}
 	c, err := net.FileConn(f)
 	if err != nil {
-		return unknown
+		return unknownHolder
 	}
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(claimTimeout))
 	b, err := io.ReadAll(io.LimitReader(c, longestName))
 	if err != nil || len(b) == 0 {
-		return unknown
+		return unknownHolder
 	}
 	return string(b)
 }

@@ -187,11 +187,30 @@ func (p *ports) add(s *subscription) wire.Reply {
 		return wire.Reply{Errno: uint32(unix.EADDRINUSE), Error: held.Error(),
 			Hint: "use --mirror, or ask " + held.holder + " to end the session"}
 	}
-	r := wire.Reply{Errno: uint32(unix.EPERM), Error: err.Error(), Hint: "the agent needs CAP_NET_ADMIN and CAP_NET_RAW in the pod's network namespace; stealing also Linux 5.12 with nftables, or 5.9 with BPF"}
+	r := wire.Reply{Errno: uint32(unix.EPERM), Error: err.Error(), Hint: "the agent needs CAP_NET_ADMIN and CAP_NET_RAW in the pod's network namespace; stealing also Linux 5.9 with BPF, or 5.12 with nftables' tproxy (CONFIG_NFT_TPROXY)"}
 	if e := unix.Errno(0); errors.As(err, &e) {
 		r.Errno = uint32(e)
 	}
 	return r
+}
+
+// claimPatience is how long a port is asked for again that the same holder has, or nobody who says so: a
+// program that listens anew, or a session started again, may come while what was before is being given back.
+const claimPatience, claimAgain = time.Second, 10 * time.Millisecond
+
+func (p *ports) claim(port uint16, holder string) (*claim, error) {
+	for end := time.Now().Add(claimPatience); ; {
+		c, err := p.t.claim(port, holder)
+		held := (*heldError)(nil)
+		if !errors.As(err, &held) || held.holder != holder && held.holder != unknownHolder || time.Now().After(end) {
+			return c, err
+		}
+		select {
+		case <-time.After(claimAgain):
+		case <-p.ctx.Done():
+			return nil, errEnding
+		}
+	}
 }
 
 // begin puts a subscription into force.
