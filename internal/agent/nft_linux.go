@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -15,14 +14,17 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/stead-dev/stead/internal/inet"
 )
 
-// nft steals by redirecting in the target's network namespace: where BPF is not to be had, as in a
-// user namespace. Its table has an owner, our netlink socket (Linux 5.12): the kernel drops it when
-// that socket closes, however we end. Connections that stood before go on as they are: an address
-// is translated with a connection's first packet or never.
+// nft steals by a rule in the target's network namespace, where BPF is not to be had, as in a user
+// namespace: nftables' tproxy hands packets to stolen ports to our listener's socket. As with sk_lookup
+// no packet is changed and no connection needs to be tracked, so addresses are the real ones, what stands
+// when a port is taken or given back goes on as it is, and nothing of a connection outlives it. A
+// redirection would not do: connection tracking remembers one for 10 s after a reset and leads the next
+// client that calls from the same port to a listener of ours that is gone.
+//
+// The table has an owner, our netlink socket (Linux 5.12): the kernel drops it when that socket closes,
+// however we end; and where our listener is gone first, tproxy lets packets go on to the app.
 type nft struct {
 	t     *target
 	lns   [2]*net.TCPListener // IPv4, IPv6; the latter nil where the pod has none
@@ -35,9 +37,9 @@ type nft struct {
 // another is gone.
 var tables atomic.Uint32
 
-// redirectPriority is behind dstnat (-100): where a sidecar redirects what comes in to itself, the
+// tproxyPriority is behind dstnat (-100): where a sidecar redirects what comes in to itself, the
 // connections to steal are those that it makes to the app, as with sk_lookup.
-const redirectPriority = nftables.ChainPriority(-90)
+const tproxyPriority = nftables.ChainPriority(-90)
 
 func newNFT(t *target, caught catcher) (_ stealer, err error) {
 	e := &nft{t: t}
@@ -47,7 +49,7 @@ func newNFT(t *target, caught catcher) (_ stealer, err error) {
 			e.close()
 		}
 	}()
-	if e.lns, err = t.listenBoth(inet.Any); err != nil {
+	if e.lns, err = t.listenBoth(true); err != nil {
 		return nil, err
 	}
 	table, err := e.ownTable(fmt.Sprintf("stead-%d-%d", os.Getpid(), tables.Add(1)))
@@ -58,31 +60,22 @@ func newNFT(t *target, caught catcher) (_ stealer, err error) {
 	if err = e.conn.AddSet(e.ports, nil); err != nil {
 		return nil, fmt.Errorf("make nftables set: %w", err)
 	}
-	priority := redirectPriority
-	for _, hook := range []struct {
-		name string
-		hook *nftables.ChainHook
-	}{
-		{"incoming", nftables.ChainHookPrerouting},
-		{"loopback", nftables.ChainHookOutput},
-	} {
-		chain := e.conn.AddChain(&nftables.Chain{Name: hook.name, Table: table, Type: nftables.ChainTypeNAT,
-			Hooknum: hook.hook, Priority: &priority})
-		for i, ln := range e.lns {
-			if ln != nil {
-				to := ln.Addr().(*net.TCPAddr).AddrPort().Port()
-				e.conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: e.redirect(i == 1, to)})
-			}
+	priority := tproxyPriority
+	// What is sent over the loopback comes in there, too.
+	chain := e.conn.AddChain(&nftables.Chain{Name: "incoming", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: &priority})
+	for _, ln := range e.lns {
+		if ln != nil {
+			e.conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: e.steal(ln.Addr().(*net.TCPAddr).AddrPort())})
 		}
 	}
 	if err = e.conn.Flush(); err != nil {
 		return nil, fmt.Errorf("make nftables rules: %w", err)
 	}
-	for i, ln := range e.lns {
+	for _, ln := range e.lns {
 		if ln != nil {
-			called := originalOf[i]
 			e.work.Add(1)
-			go func() { defer e.work.Done(); acceptAll(ln, caught, called) }()
+			go func() { defer e.work.Done(); acceptAll(ln, caught) }()
 		}
 	}
 	return e, nil
@@ -124,30 +117,26 @@ func (e *nft) ownTable(name string) (*nftables.Table, error) {
 	return &nftables.Table{Name: name, Family: nftables.TableFamilyINet}, err
 }
 
-// redirect is: of this family, TCP, to an address of the pod's own, not by us, to a stolen port ->
-// to our listener.
-func (e *nft) redirect(ipv6 bool, listener uint16) []expr.Any {
+// steal is: of the family of listener, TCP, to an address of the pod's own, not by us, to a stolen port ->
+// to listener. Packets of connections that stand are those sockets' with tproxy, too.
+func (e *nft) steal(listener netip.AddrPort) []expr.Any {
 	family := byte(unix.NFPROTO_IPV4)
-	if ipv6 {
+	if listener.Addr().Is6() {
 		family = unix.NFPROTO_IPV6
 	}
 	is := func(data []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, is([]byte{family}),
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, is([]byte{unix.IPPROTO_TCP}),
-		// A SYN: where nobody tracked connections before us, the next packet of an old one is the
-		// first that the tracking sees, and must not be taken for a beginning.
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{flagFIN | flagSYN | flagRST | flagACK}, Xor: []byte{0}},
-		is([]byte{flagSYN}),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Lookup{SourceRegister: 1, SetName: e.ports.Name, SetID: e.ports.ID},
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(ownMark)},
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
 		is(binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)),
-		&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(listener)},
-		&expr.Redir{RegisterProtoMin: 1},
+		&expr.Immediate{Register: 1, Data: listener.Addr().AsSlice()},
+		&expr.Immediate{Register: 2, Data: binaryutil.BigEndian.PutUint16(listener.Port())},
+		&expr.TProxy{Family: family, RegAddr: 1, RegPort: 2},
 	}
 }
 
@@ -181,11 +170,15 @@ func (e *nft) pass(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	})
 }
 
-// stop has nothing to do: the set of ports is empty by then. The table stays until close, because
-// with the namespace's last NAT chain the kernel forgets the translation of connections that stand.
+// stop has nothing to do: the set of ports is empty by then. To drop the table takes the kernel a while,
+// for which the caller, who holds a lock, has no time.
 func (e *nft) stop() {}
 
 func (e *nft) detach() {
+	if e.conn != nil {
+		_ = e.conn.CloseLasting() // and with it the table
+		e.conn = nil
+	}
 	for _, ln := range e.lns {
 		if ln != nil {
 			ln.Close()
@@ -194,42 +187,4 @@ func (e *nft) detach() {
 	e.work.Wait()
 }
 
-func (e *nft) close() {
-	if e.conn != nil {
-		_ = e.conn.CloseLasting()
-	}
-}
-
-// originalOf asks the kernel's connection tracking which address a client called before the
-// redirection; by family. The kernel answers with a sockaddr, for which the two calls have room.
-var originalOf = [2]func(*net.TCPConn) (netip.AddrPort, error){
-	func(c *net.TCPConn) (a netip.AddrPort, err error) {
-		return askSocket(c, func(fd int) (a netip.AddrPort, err error) {
-			m, err := unix.GetsockoptIPv6Mreq(fd, unix.SOL_IP, unix.SO_ORIGINAL_DST)
-			if err != nil {
-				return a, err
-			}
-			a, _ = inet.Parse(m.Multiaddr[:])
-			return a, nil
-		})
-	},
-	func(c *net.TCPConn) (a netip.AddrPort, err error) {
-		return askSocket(c, func(fd int) (a netip.AddrPort, err error) {
-			m, err := unix.GetsockoptIPv6MTUInfo(fd, unix.SOL_IPV6, unix.SO_ORIGINAL_DST)
-			if err != nil {
-				return a, err
-			}
-			port := binaryutil.BigEndian.Uint16(binaryutil.NativeEndian.PutUint16(m.Addr.Port))
-			return netip.AddrPortFrom(netip.AddrFrom16(m.Addr.Addr), port), nil
-		})
-	},
-}
-
-func askSocket(c *net.TCPConn, ask func(fd int) (netip.AddrPort, error)) (a netip.AddrPort, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return a, err
-	}
-	cerr := raw.Control(func(fd uintptr) { a, err = ask(int(fd)) })
-	return a, errors.Join(cerr, err)
-}
+func (e *nft) close() {}

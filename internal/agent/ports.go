@@ -170,7 +170,7 @@ var errEnding = errors.New("the agent is ending")
 func (p *ports) add(s *subscription) wire.Reply {
 	var err error
 	if s.mode == wire.Steal { // without mu: who holds the port may be slow to say who it is
-		s.claim, err = p.t.claim(s.port, s.x.holder)
+		s.claim, err = p.claim(s.port, s.x.holder)
 	}
 	if err == nil {
 		if err = p.begin(s); err != nil && s.claim != nil {

@@ -42,7 +42,7 @@ func newSKLookup(t *target, caught catcher) (_ stealer, err error) {
 			e.close()
 		}
 	}()
-	if e.lns, err = t.listenBoth(inet.Loopback); err != nil {
+	if e.lns, err = t.listenBoth(false); err != nil {
 		return nil, err
 	}
 	_ = rlimit.RemoveMemlock() // maps were counted as locked memory before Linux 5.11
@@ -91,8 +91,7 @@ func newSKLookup(t *target, caught catcher) (_ stealer, err error) {
 	for _, ln := range e.lns {
 		if ln != nil {
 			e.work.Add(1)
-			// The local address of what it accepts is the one that the client called.
-			go func() { defer e.work.Done(); acceptAll(ln, caught, localAddr) }()
+			go func() { defer e.work.Done(); acceptAll(ln, caught) }()
 		}
 	}
 	return e, nil

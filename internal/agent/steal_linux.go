@@ -50,8 +50,9 @@ func familyOf(a netip.AddrPort) int {
 	return unix.AF_INET
 }
 
-// listen opens a TCP listener in the target's network namespace. An IPv6 one is for IPv6 alone.
-func (t *target) listen(at netip.AddrPort) (*net.TCPListener, error) {
+// listen opens a TCP listener in the target's network namespace. An IPv6 one is for IPv6 alone. A
+// transparent one takes, by tproxy, connections to addresses other than its own; so do those sockets.
+func (t *target) listen(at netip.AddrPort, transparent bool) (*net.TCPListener, error) {
 	fd, err := t.socket(at.Addr().Is6(), unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
@@ -63,6 +64,13 @@ func (t *target) listen(at netip.AddrPort) (*net.TCPListener, error) {
 	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	if err == nil && at.Addr().Is6() {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	if err == nil && transparent {
+		if at.Addr().Is6() {
+			err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT, 1)
+		} else {
+			err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1)
+		}
 	}
 	if err == nil {
 		err = unix.Bind(fd, inet.ToUnix(familyOf(at), at))
@@ -80,13 +88,14 @@ func (t *target) listen(at netip.AddrPort) (*net.TCPListener, error) {
 	return l.(*net.TCPListener), nil
 }
 
-// listenBoth opens a listener of each family that the pod has; the second may be nil.
-func (t *target) listenBoth(addr func(ipv6 bool) netip.Addr) (lns [2]*net.TCPListener, err error) {
-	lns[0], err = t.listen(netip.AddrPortFrom(addr(false), 0))
+// listenBoth opens a listener of each family that the pod has, on the loopback, where nobody else reaches
+// it; the second may be nil.
+func (t *target) listenBoth(transparent bool) (lns [2]*net.TCPListener, err error) {
+	lns[0], err = t.listen(netip.AddrPortFrom(inet.Loopback(false), 0), transparent)
 	if err != nil {
 		return lns, fmt.Errorf("listen in the pod: %w", err)
 	}
-	lns[1], err = t.listen(netip.AddrPortFrom(addr(true), 0))
+	lns[1], err = t.listen(netip.AddrPortFrom(inet.Loopback(true), 0), transparent)
 	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EADDRNOTAVAIL) {
 		lns[0].Close()
 		return lns, fmt.Errorf("listen in the pod: %w", err)
@@ -97,9 +106,9 @@ func (t *target) listenBoth(addr func(ipv6 bool) netip.Addr) (lns [2]*net.TCPLis
 // acceptPause is how long accepting rests when the process is out of descriptors or memory.
 const acceptPause = 20 * time.Millisecond
 
-// acceptAll hands every connection of ln to f until ln is closed. called tells which address the
-// client called; connections that somebody made to ln itself are closed.
-func acceptAll(ln *net.TCPListener, f catcher, called func(*net.TCPConn) (netip.AddrPort, error)) {
+// acceptAll hands every connection of ln to f until ln is closed. The local address of a stolen one is
+// that which its client called; connections that somebody made to ln itself are closed.
+func acceptAll(ln *net.TCPListener, f catcher) {
 	own := ln.Addr().(*net.TCPAddr).AddrPort().Port()
 	for {
 		c, err := ln.AcceptTCP()
@@ -112,18 +121,13 @@ func acceptAll(ln *net.TCPListener, f catcher, called func(*net.TCPConn) (netip.
 			}
 			continue
 		}
-		at, err := called(c)
-		if err != nil || at.Port() == own {
+		at, ok := addrPortOf(c.LocalAddr())
+		if !ok || at.Port() == own {
 			c.Close()
 			continue
 		}
 		f(c, at)
 	}
-}
-
-func localAddr(c *net.TCPConn) (netip.AddrPort, error) {
-	a, _ := addrPortOf(c.LocalAddr())
-	return a, nil
 }
 
 // ownMark is the mark of our connections to the app: no nft engine steals them, and no tap takes them

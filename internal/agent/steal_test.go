@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -68,14 +70,19 @@ func TestStolenConnectionsComeWithTheirRealAddressesOnEveryRoad(t *testing.T) {
 			t.Fatal(got, err)
 		}
 		s := subscribe(t, c, wire.Steal)
-		for _, road := range b.roads() {
-			got, err := ask(road.from, road.to, "hello")
-			if got != "program: hello" || err != nil {
-				t.Errorf("%s: %q, %v", road.name, got, err)
-				continue
+		for _, cookies := range []string{"1", "2"} { // 2: as under a flood, what begins is not remembered
+			if err := b.inPod.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/tcp_syncookies", []byte(cookies), 0) }); err != nil {
+				t.Fatal(err)
 			}
-			if in := <-calls; in.Local != road.to || in.Remote.Addr() != road.client || in.Subscription != s.ID {
-				t.Errorf("%s: announced as %+v", road.name, in)
+			for _, road := range b.roads() {
+				got, err := ask(road.from, road.to, "hello")
+				if got != "program: hello" || err != nil {
+					t.Errorf("%s, SYN cookies %s: %q, %v", road.name, cookies, got, err)
+					continue
+				}
+				if in := <-calls; in.Local != road.to || in.Remote.Addr() != road.client || in.Subscription != s.ID {
+					t.Errorf("%s: announced as %+v", road.name, in)
+				}
 			}
 		}
 		if got, err := say(before, r, "still"); got != "app: still" {
@@ -228,6 +235,79 @@ func TestNothingIsLeftOfAnAgentThatIsKilled(t *testing.T) {
 			<-c.Done()
 		}
 		b.nothingLeft()
+	})
+}
+
+// A client may call from the port of an earlier connection of its. However that one ended, with its session
+// or with its agent, nothing of it may lead the new one astray.
+func TestAClientThatCallsFromAPortAnewIsAnswered(t *testing.T) {
+	eachEngine(t, func(t *testing.T, b *bed, steal string) {
+		to := b.roads()[0].to
+		// again calls from the same port each time and leaves no TIME_WAIT of the client's behind.
+		again := func(want string) (c net.Conn) {
+			t.Helper()
+			err := b.elsewhere.Do(func() (err error) {
+				c, err = (&net.Dialer{Timeout: 10 * time.Second, LocalAddr: &net.TCPAddr{Port: 4444}}).Dial("tcp", to.String())
+				return err
+			})
+			if err != nil {
+				t.Fatalf("want %s: %v", want, err)
+			}
+			t.Cleanup(func() { c.Close() })
+			c.(*net.TCPConn).SetLinger(0)
+			c.SetDeadline(time.Now().Add(20 * time.Second))
+			if got, err := say(c, bufio.NewReader(c), "x"); got != want+": x" || err != nil {
+				t.Fatalf("want %s: %q, %v", want, got, err)
+			}
+			return c
+		}
+		for _, beside := range []string{"nobody", "another session"} { // with another one connections may be tracked all the time
+			if beside != "nobody" {
+				c := b.join(b.startAgent(steal), "eve@tablet", pod.Handlers{})
+				if s, r, err := c.Subscribe(t.Context(), wire.Subscribe{Network: "tcp", Port: 4321, Mode: wire.Steal}); s == nil {
+					t.Fatal(r, err)
+				}
+			}
+			for range 3 {
+				a := b.startAgent(steal)
+				c := b.join(a, "ann@laptop", pod.Handlers{Incoming: takes("program", nil)})
+				s := subscribe(t, c, wire.Steal)
+				again("program").Close()
+				standing := again("program")
+				s.Close()
+				within(t, "the port is given back", func() bool { got, _ := ask(b.elsewhere, to, "y"); return got == "app: y" })
+				standing.Close()
+				subscribe(t, c, wire.Steal)
+				standing = again("program")
+				c.Close() // resets it
+				if _, err := standing.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+					t.Fatalf("a connection whose session has gone: %v", err)
+				}
+				standing.Close()
+				syscall.Kill(a.PID, syscall.SIGKILL)
+				<-a.Exited()
+			}
+		}
+	})
+}
+
+// A program that closes its listener and listens again, or a session that is started anew, is not told that it
+// is in its own way.
+func TestAPortThatWasJustGivenBackIsTakenAnew(t *testing.T) {
+	eachEngine(t, func(t *testing.T, b *bed, steal string) {
+		a := b.startAgent(steal)
+		c := b.join(a, "ann@laptop", pod.Handlers{Incoming: takes("program", nil)})
+		for i := range 200 {
+			subscribe(t, c, wire.Steal).Close()
+			if i%10 == 0 {
+				c.Close()
+				c = b.join(a, "ann@laptop", pod.Handlers{Incoming: takes("program", nil)})
+			}
+		}
+		subscribe(t, c, wire.Steal)
+		if got, err := ask(b.elsewhere, b.roads()[0].to, "x"); got != "program: x" || err != nil {
+			t.Error(got, err)
+		}
 	})
 }
 

@@ -88,7 +88,7 @@ var kernelNeeds = []struct {
 	hard         bool // nothing works without
 }{
 	{5, 6, "a session needs 5.6 (pidfd_open, openat2)", true},
-	{5, 9, "stealing needs 5.9 (BPF's sk_lookup), or 5.12 where BPF is forbidden (nftables' tables with an owner)", false},
+	{5, 9, "stealing needs 5.9 (BPF's sk_lookup), or 5.12 where BPF is forbidden (nftables' tables with an owner, and tproxy)", false},
 }
 
 // kernelLacks gives what a kernel is too old for, "" for nothing; hard where nothing works.
