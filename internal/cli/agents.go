@@ -98,7 +98,7 @@ One that does not say whether it is used, or is only about to start, is kept.`,
 				fmt.Fprintln(a.stdout, "removed", r)
 			}
 			for _, k := range done.Kept {
-				fmt.Fprintln(a.stderr, "kept", oneLine(k))
+				fmt.Fprintln(a.stderr, "kept", fault.Line(k))
 			}
 			return err
 		},

@@ -62,16 +62,16 @@ func (a *app) tell(fs []kube.Finding) (bad int) {
 	for _, f := range fs {
 		switch {
 		case f.Err == nil:
-			fmt.Fprintf(a.stdout, "ok    %s: %s\n", f.What, oneLine(f.Note))
+			fmt.Fprintf(a.stdout, "ok    %s: %s\n", f.What, fault.Line(f.Note))
 			continue
 		case f.Soft:
-			fmt.Fprintf(a.stdout, "warn  %s: %s\n", f.What, oneLine(f.Err.Error()))
+			fmt.Fprintf(a.stdout, "warn  %s: %s\n", f.What, fault.Line(f.Err.Error()))
 		default:
-			fmt.Fprintf(a.stdout, "FAIL  %s: %s\n", f.What, oneLine(f.Err.Error()))
+			fmt.Fprintf(a.stdout, "FAIL  %s: %s\n", f.What, fault.Line(f.Err.Error()))
 			bad++
 		}
 		if h := fault.Hint(f.Err); h != "" {
-			fmt.Fprintf(a.stdout, "      hint: %s\n", oneLine(h))
+			fmt.Fprintf(a.stdout, "      hint: %s\n", fault.Line(h))
 		}
 	}
 	return bad

@@ -36,7 +36,7 @@ func newLsCommand(a *app) *cobra.Command {
 				return err
 			}
 			for _, d := range denied {
-				fmt.Fprintln(a.stderr, "warning:", oneLine(d.Error()))
+				fmt.Fprintln(a.stderr, "warning:", fault.Line(d.Error()))
 			}
 			return a.printTargets(rows, output, all)
 		},

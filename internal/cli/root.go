@@ -56,13 +56,11 @@ func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 // report prints err the way every failure of stead is told: one line with the cause, one with
 // what to do about it.
 func report(w io.Writer, err error) {
-	fmt.Fprintf(w, "error: %s\n", oneLine(err.Error()))
+	fmt.Fprintf(w, "error: %s\n", fault.Line(err.Error()))
 	if hint := fault.Hint(err); hint != "" {
-		fmt.Fprintf(w, "hint: %s\n", oneLine(hint))
+		fmt.Fprintf(w, "hint: %s\n", fault.Line(hint))
 	}
 }
-
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 func newRoot(a *app) *cobra.Command {
 	root := &cobra.Command{

@@ -6,7 +6,12 @@
 // most exact one and wins: a caller that adds context wraps with fmt.Errorf and leaves the hint.
 package fault
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+)
 
 // Exit codes of ours. The program's own code is passed on as it is (128+signal when it died of
 // one); these follow docker(1) and env(1).
@@ -66,4 +71,22 @@ func Exit(err error) int {
 		return e.Exit
 	}
 	return ExitOurs
+}
+
+// Line returns s as one line of text for a terminal: runs of white space are one space, and other control
+// characters, which names and messages of others might bring, are shown as escapes.
+func Line(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if strings.IndexFunc(s, unicode.IsControl) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsControl(r) {
+			fmt.Fprintf(&b, "\\x%02x", r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }

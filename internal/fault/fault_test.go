@@ -39,3 +39,16 @@ func TestTheInnermostAdviceWinsAndTheCauseIsSeenThrough(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+func TestALineIsOneLineAndHarmless(t *testing.T) {
+	for in, want := range map[string]string{
+		"a name":                         "a name",
+		" two\nlines\tof text\r\n":       "two lines of text",
+		"\x1b[2Jred\x07, \u009b31m, Zoë": `\x1b[2Jred\x07, \x9b31m, Zoë`,
+		"":                               "",
+	} {
+		if got := Line(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}

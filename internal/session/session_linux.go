@@ -316,7 +316,7 @@ func (s *run) tell(text string) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	fmt.Fprintln(s.o.Stderr, "stead: "+text)
+	fmt.Fprintln(s.o.Stderr, fault.Line("stead: "+text))
 }
 
 func (s *run) once(line string) {
@@ -326,7 +326,7 @@ func (s *run) once(line string) {
 		return
 	}
 	s.said[line] = true
-	fmt.Fprintln(s.o.Stderr, line)
+	fmt.Fprintln(s.o.Stderr, fault.Line(line))
 }
 
 func getenv(env []string, key string) string {

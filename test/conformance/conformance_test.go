@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -126,6 +127,32 @@ func TestStrangeFilesLookAsInThePod(t *testing.T) {
 			"echo x > /etc/orders/new; echo x >> /etc/orders/config.yaml; rm /etc/orders/config.yaml; mkdir /var/data/d; mv /var/data/link /var/data/l; chmod 0 /var/data/big.bin")
 		if n := strings.Count(r.Stderr, "Read-only file system"); n != 6 {
 			t.Errorf("by %s: %d of 6 writes told that the file system is read-only:\n%s", door, n, r.Stderr)
+		}
+	}
+}
+
+// Nothing is done for a program of another ABI; it runs as it would without us, and its user is told, once.
+func TestAProgramOf32BitsIsToldOf(t *testing.T) {
+	t.Parallel()
+	b := bed.Up(t, stead, "conformance-32")
+	probe := t.TempDir() + "/probe32"
+	build := exec.Command("go", "build", "-o", probe, "./programs/goprobe")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+map[string]string{"amd64": "386", "arm64": "arm"}[runtime.GOARCH])
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	argv := []string{probe, "errnos", "127.0.0.1", "::1"}
+	native, err := exec.Command(argv[0], argv[1:]...).Output()
+	if len(native) == 0 {
+		t.Fatalf("natively: %v", err)
+	}
+	for _, door := range doors {
+		r := b.Exec([]string{"--files", door, "--no-incoming"}, argv...)
+		if r.Stdout != string(native) || r.Code != 0 {
+			t.Errorf("by %s: exit code %d, %q, want %q", door, r.Code, r.Stdout, native)
+		}
+		if n := strings.Count(r.Stderr, "warning: probe32 is a program of 32 bits: "); n != 1 || strings.Count(r.Stderr, "hint: ") != 1 {
+			t.Errorf("by %s: told %d times: %s", door, n, r.Stderr)
 		}
 	}
 }

@@ -9,6 +9,10 @@ const (
 	largeFile     = 0x8000 // O_LARGEFILE of the kernel's; x/sys has the C library's 0
 
 	callInstruction = "\x0f\x05" // syscall
+
+	// Of i386 (arch/x86/entry/syscalls/syscall_32.tbl).
+	otherConnect    = 362
+	otherSocketcall = 102
 )
 
 // oldPathCalls are those that newer CPUs never had.

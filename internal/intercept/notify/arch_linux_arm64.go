@@ -11,6 +11,10 @@ const (
 	largeFile     = 0x20000 // O_LARGEFILE of the kernel's; x/sys has the C library's 0
 
 	callInstruction = "\x01\x00\x00\xd4" // svc #0
+
+	// Of 32-bit ARM (arch/arm64/tools/syscall_32.tbl), whose EABI has no socketcall.
+	otherConnect    = 283
+	otherSocketcall = ^uint32(0)
 )
 
 // oldPathCalls are those that newer CPUs never had.

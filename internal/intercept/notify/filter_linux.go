@@ -39,19 +39,20 @@ var (
 
 // Filter returns the BPF program for the calls of the table.
 //
-// Calls of another architecture pass: 32-bit programs on amd64 (and x32, whose numbers have bit 30
-// set and match no row) run without us. io_uring would go past the filter: its set-up is answered
+// Calls of another ABI pass: programs of 32 bits run without us, which is said when they connect.
+// io_uring would go past the filter: its set-up is answered
 // with ENOSYS, and libuv, tokio and the rest fall back. A second listener in the tree, which a
 // program might install, is not hindered: the kernel says EBUSY.
 func Filter(o Options) []unix.SockFilter {
-	f := []unix.SockFilter{
-		load(offArch),
-		jump(unix.BPF_JEQ, auditArch, 1, 0),
-		allow,
+	other := otherABI()
+	f := append([]unix.SockFilter{load(offArch), jump(unix.BPF_JEQ, auditArch, uint8(len(other)), 0)}, other...)
+	f = append(f,
 		load(offNR),
 		jump(unix.BPF_JEQ, unix.SYS_IO_URING_SETUP, 0, 1),
-		ret(unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)),
-	}
+		ret(unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS)),
+		jump(unix.BPF_JEQ, unix.SYS_CONNECT|x32Bit, 0, 1),
+		trap,
+	)
 	for i := range calls {
 		c := &calls[i]
 		if c.when != nil && !c.when(o) {
@@ -65,6 +66,25 @@ func Filter(o Options) []unix.SockFilter {
 		f = append(f, body...)
 	}
 	return append(f, allow)
+}
+
+// x32Bit is set in the numbers of x32's calls, which are of the same architecture: no row matches them.
+const x32Bit = 0x40000000
+
+// otherABI is for the architecture whose programs of 32 bits this CPU runs, too: connect is trapped, so that
+// it can be told that we do nothing for it, all else passes.
+func otherABI() []unix.SockFilter {
+	const connectOfSocketcall = 3 // SYS_CONNECT of include/uapi/linux/net.h
+	return []unix.SockFilter{
+		load(offNR),
+		jump(unix.BPF_JEQ, otherConnect, 0, 1),
+		trap,
+		jump(unix.BPF_JEQ, otherSocketcall, 0, 3),
+		load(argLow(0)),
+		jump(unix.BPF_JEQ, connectOfSocketcall, 0, 1),
+		trap,
+		allow,
+	}
 }
 
 // ifPointer traps the call when argument i is not NULL.

@@ -70,7 +70,11 @@ func TestTheFilterTrapsWhatItMustAndNothingElse(t *testing.T) {
 		{"io_uring_setup", auditArch, unix.SYS_IO_URING_SETUP, [6]uint64{}, unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
 		{"uname without the option", auditArch, unix.SYS_UNAME, [6]uint64{}, passes},
 		{"another architecture", unix.AUDIT_ARCH_I386, unix.SYS_CONNECT, [6]uint64{}, passes},
-		{"x32", auditArch, unix.SYS_CONNECT | 0x40000000, [6]uint64{}, passes},
+		{"another architecture's connect", unix.AUDIT_ARCH_I386, otherConnect, [6]uint64{}, trapped},
+		{"another architecture's socketcall of connect", unix.AUDIT_ARCH_I386, otherSocketcall, [6]uint64{3}, trapped},
+		{"another architecture's socketcall of bind", unix.AUDIT_ARCH_I386, otherSocketcall, [6]uint64{2}, passes},
+		{"x32", auditArch, unix.SYS_ACCEPT | x32Bit, [6]uint64{}, passes},
+		{"x32's connect", auditArch, unix.SYS_CONNECT | x32Bit, [6]uint64{}, trapped},
 	} {
 		if got := run(t, f, c.arch, c.nr, c.args); got != c.want {
 			t.Errorf("%s: %#x, want %#x", c.name, got, c.want)

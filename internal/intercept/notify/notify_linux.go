@@ -23,7 +23,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -116,6 +118,10 @@ func (s *Supervisor) run() {
 		default:
 			return
 		}
+		if n.Data.Arch != auditArch || n.Data.NR&x32Bit != 0 {
+			s.otherABI(&n)
+			continue
+		}
 		c := byNumber[n.Data.NR]
 		if c == nil {
 			s.l.Continue(n.ID)
@@ -124,6 +130,16 @@ func (s *Supervisor) run() {
 		// A task escapes to the heap when a hold keeps it; the common call does not.
 		c.handle(s, &task{id: n.ID, tid: int(n.PID), nr: n.Data.NR, name: c.name, ip: n.Data.IP, args: n.Data.Args, dirs: c.dirs})
 	}
+}
+
+// otherABI tells of a program that we do nothing for, and lets its call pass.
+func (s *Supervisor) otherABI(n *sys.Notif) {
+	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", n.PID))
+	if s.l.Valid(n.ID) {
+		s.h.Trouble(fault.With(fmt.Errorf("%s is a program of 32 bits: its connections leave from the laptop, and its names are looked up there", strings.TrimSpace(string(name))),
+			"use one of 64 bits: file PROGRAM says which it is"))
+	}
+	s.l.Continue(n.ID)
 }
 
 // task is one trapped call.
