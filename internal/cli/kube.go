@@ -19,14 +19,29 @@ import (
 )
 
 // clusterFlags say which cluster and as whom, as kubectl's do.
-type clusterFlags struct{ kube.Access }
+type clusterFlags struct {
+	kube.Access
+	all *pflag.FlagSet // of the command
+}
 
 func (f *clusterFlags) add(fs *pflag.FlagSet) {
+	f.all = fs
 	fs.StringVar(&f.Kubeconfig, "kubeconfig", "", "path of the kubeconfig (default: as kubectl finds it)")
 	fs.StringVar(&f.Context, "context", "", "context of the kubeconfig")
 	fs.StringVarP(&f.Namespace, "namespace", "n", "", "namespace of the target (default: the context's)")
 	fs.StringVar(&f.As, "as", "", "user to impersonate")
 	fs.StringArrayVar(&f.AsGroups, "as-group", nil, "group to impersonate (repeatable)")
+}
+
+// given are the flags on the command line that mean nothing for a target on this machine.
+func (f *clusterFlags) given() (names []string) {
+	f.all.Visit(func(x *pflag.Flag) {
+		switch name, _, _ := strings.Cut(x.Name, "-"); name {
+		case "kubeconfig", "context", "namespace", "as", "agent", "replica":
+			names = append(names, "--"+x.Name)
+		}
+	})
+	return names
 }
 
 // agentFlags say how an agent is started.
@@ -167,6 +182,9 @@ func (a *app) openTarget(ctx context.Context, target string, cf *clusterFlags, a
 		t, err := local.Resolve(ctx, target)
 		if err != nil {
 			return nil, err
+		}
+		if f := cf.given(); len(f) > 0 && !quiet {
+			fmt.Fprintf(a.stderr, "warning: %s: without effect, %s is on this machine\n", strings.Join(f, ", "), target)
 		}
 		st := &standing{Target: *t}
 		if t.Stays != nil {

@@ -99,6 +99,18 @@ func TestWhatGoesWrongIsOneErrorOneCommandAndAnExitCode(t *testing.T) {
 	failed(t, down.Exec(nil, "true"), 125, "the playground is not up")
 }
 
+func TestFlagsWithoutEffectAreToldOf(t *testing.T) {
+	t.Parallel()
+	b := bed.Up(t, stead, "conformance-flags")
+	r := b.Exec([]string{"--no-incoming", "-n", "shop", "--replica", "one", "--agent", "job"}, "true")
+	if want := "warning: --agent, --namespace, --replica: without effect, playground/orders is on this machine\n"; r.Code != 0 || r.Stderr != want {
+		t.Errorf("exit code %d, %q", r.Code, r.Stderr)
+	}
+	if r := b.Exec([]string{"--no-incoming"}, "true"); r.Code != 0 || r.Stderr != "" {
+		t.Errorf("without such flags: exit code %d, %q", r.Code, r.Stderr)
+	}
+}
+
 // What the machine forbids, by a filter that answers as such a machine does.
 func TestWhatTheMachineForbidsIsExplained(t *testing.T) {
 	t.Parallel()
