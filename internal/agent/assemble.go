@@ -17,10 +17,14 @@ const (
 	maxHole      = 512 << 10 // bytes kept beyond a hole
 	maxCopy      = 4 << 20   // bytes that wait for one session
 	holeAge      = 10 * time.Second
-	flowAge      = 30 * time.Minute // a connection on which the client says nothing
+	flowAge      = 30 * time.Minute // of a client's silence, before it is asked whether its connection stands
 	handshakeAge = 10 * time.Second
 	sweepEvery   = time.Second
 	maxSegments  = 4096 // segments kept beyond a hole
+
+	// When, and of how many connections at once, it is asked whether they stand.
+	askFirst, askLast = 20 * time.Millisecond, time.Second
+	maxAsked          = 256
 )
 
 var (
@@ -31,6 +35,7 @@ var (
 // assembler follows the connections of a tap. It is guarded by tap.mu.
 type assembler struct {
 	flows map[flowKey]*flow
+	begun []*flow // that may not stand yet
 	room  *room
 }
 
@@ -64,6 +69,8 @@ type flow struct {
 	fin     uint32
 	haveFin bool
 	stands  bool // the handshake is over
+	ask     time.Time
+	pause   time.Duration // before it is asked again whether it stands
 
 	mu     sync.Mutex
 	head   []byte // bytes before the copies were made
@@ -85,8 +92,9 @@ func (a *assembler) take(s *segment, now time.Time) (began *flow) {
 		} else if len(a.flows) >= maxFlows {
 			return nil
 		}
-		f = &flow{key: s.key, room: a.room, first: s.seq + 1, next: s.seq + 1}
+		f = &flow{key: s.key, room: a.room, first: s.seq + 1, next: s.seq + 1, ask: now.Add(askFirst), pause: askFirst}
 		a.flows[s.key] = f
+		a.begun = append(a.begun, f)
 		s.seq++ // data may come with the SYN (fast open)
 	}
 	if f == nil {
@@ -113,6 +121,29 @@ func (a *assembler) take(s *segment, now time.Time) (began *flow) {
 	return began
 }
 
+// silent finds the connections that stand though their clients have said nothing yet. The segment that ends
+// a handshake has no data, and the kernel's filter lets none of those pass: so the kernel is asked.
+func (a *assembler) silent(now time.Time, stands func(flowKey) bool) (began []*flow) {
+	asked := 0
+	a.begun = slices.DeleteFunc(a.begun, func(f *flow) bool {
+		switch {
+		case f.stands || a.flows[f.key] != f:
+			return true
+		case asked == maxAsked || now.Before(f.ask):
+			return false
+		}
+		asked++
+		if stands(f.key) {
+			f.stands, began = true, append(began, f)
+			return true
+		}
+		f.pause = min(2*f.pause, askLast)
+		f.ask = now.Add(f.pause)
+		return false
+	})
+	return began
+}
+
 // follows says whether a segment goes on with a connection that is known.
 func (a *assembler) follows(s *segment) bool {
 	return a.flows[s.key] != nil && (!s.syn || s.ack)
@@ -133,14 +164,20 @@ func (a *assembler) endAll() {
 	}
 }
 
-// sweep gives up what waits for bytes that were lost, and what is silent for very long.
-func (a *assembler) sweep(now time.Time) {
+// sweep gives up what waits for bytes that were lost, and what is silent for very long and does not stand.
+func (a *assembler) sweep(now time.Time, stands func(flowKey) bool) {
 	for _, f := range a.flows {
 		switch {
 		case len(f.ahead) > 0 && now.Sub(f.hole) > holeAge:
 			a.end(f, errDropped)
-		case now.Sub(f.seen) > flowAge, !f.stands && now.Sub(f.seen) > handshakeAge:
+		case !f.stands && now.Sub(f.seen) > handshakeAge:
 			a.end(f, errReset)
+		case now.Sub(f.seen) > flowAge:
+			if stands(f.key) {
+				f.seen = now
+			} else {
+				a.end(f, errReset)
+			}
 		}
 	}
 }

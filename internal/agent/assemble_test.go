@@ -17,6 +17,9 @@ func newAssembler() *assembler {
 	return &assembler{flows: make(map[flowKey]*flow), room: new(room)}
 }
 
+// nobody stands.
+func nobody(flowKey) bool { return false }
+
 // begin is a handshake whose first byte has the number first.
 func (a *assembler) begin(first uint32, now time.Time) *copyOf {
 	a.take(&segment{key: testKey, seq: first - 1, syn: true}, now)
@@ -101,7 +104,7 @@ func TestWhatCannotBeFollowedIsGivenUpAndFreed(t *testing.T) {
 	}{
 		{"a hole that stays", func(a *assembler) {
 			a.take(&segment{key: testKey, seq: 200, ack: true, data: big[:10]}, start)
-			a.sweep(start.Add(holeAge + time.Second))
+			a.sweep(start.Add(holeAge+time.Second), nobody)
 		}, errDropped},
 		{"too much behind a hole", func(a *assembler) {
 			for i := range 20 {
@@ -119,7 +122,7 @@ func TestWhatCannotBeFollowedIsGivenUpAndFreed(t *testing.T) {
 			}
 		}, errDropped},
 		{"a reset", func(a *assembler) { a.take(&segment{key: testKey, seq: 101, rst: true}, start) }, errReset},
-		{"silence", func(a *assembler) { a.sweep(start.Add(flowAge + time.Second)) }, errReset},
+		{"silence", func(a *assembler) { a.sweep(start.Add(flowAge+time.Second), nobody) }, errReset},
 		{"the ports used anew", func(a *assembler) { a.take(&segment{key: testKey, seq: 5000, syn: true}, start) }, errReset},
 	} {
 		a := newAssembler()
@@ -146,7 +149,7 @@ func TestAFloodOfSYNsIsForgottenAndBeginsNothing(t *testing.T) {
 	if len(a.flows) > maxFlows {
 		t.Errorf("%d flows", len(a.flows))
 	}
-	a.sweep(now.Add(handshakeAge + time.Second))
+	a.sweep(now.Add(handshakeAge+time.Second), nobody)
 	if len(a.flows) != 0 {
 		t.Errorf("%d flows are left", len(a.flows))
 	}
@@ -203,7 +206,7 @@ func FuzzAssemble(f *testing.F) {
 			case 2:
 				a.take(&segment{key: testKey, seq: first - 1, syn: true}, now)
 			case 3:
-				a.sweep(now.Add(holeAge))
+				a.sweep(now.Add(holeAge), nobody)
 			}
 			a.take(&s, now)
 			for i := from; i < to; i++ {

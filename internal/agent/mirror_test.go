@@ -89,6 +89,52 @@ func TestAMirrorHearsWhatClientsSayOnEveryRoadAndTheAppAnswers(t *testing.T) {
 	s.Close()
 }
 
+// Where the server speaks first, a client may say nothing for long: its connection is announced all the same. One
+// that the app refuses is not.
+func TestAMirrorHearsOfClientsThatSayNothing(t *testing.T) {
+	eachEngine(t, func(t *testing.T, b *bed, steal string) {
+		a := b.startAgent(steal)
+		said, calls := make(chan string, 100), make(chan wire.Incoming, 100)
+		ann := b.join(a, "ann@laptop", pod.Handlers{Incoming: hears(said, calls)})
+		subscribe(t, ann, wire.Mirror)
+		const nobody = 4321
+		if s, r, err := ann.Subscribe(t.Context(), wire.Subscribe{Network: "tcp", Port: nobody, Mode: wire.Mirror}); s == nil {
+			t.Fatal(r, err)
+		}
+		for _, who := range []string{"app", "program"} {
+			if who == "program" {
+				subscribe(t, b.join(a, "bob@desk", pod.Handlers{Incoming: takes("program", nil)}), wire.Steal)
+			}
+			for _, road := range b.roads() {
+				if c, err := dial(road.from, netip.AddrPortFrom(road.to.Addr(), nobody)); err == nil {
+					c.Close()
+					t.Fatal("somebody answers at a port that nobody has")
+				}
+				c, err := dial(road.from, road.to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				select {
+				case in := <-calls:
+					if in.Local != road.to || in.Remote.String() != c.LocalAddr().String() {
+						t.Fatalf("%s: announced as %+v", road.name, in)
+					}
+				case <-time.After(20 * time.Second):
+					t.Fatalf("%s, answered by the %s: not announced", road.name, who)
+				}
+				if got, err := say(c, bufio.NewReader(c), road.name); got != who+": "+road.name || err != nil {
+					t.Fatal(got, err)
+				}
+				c.Close()
+				if got := next(t, said); got != road.name+"\n" {
+					t.Errorf("%s: heard %q", road.name, got)
+				}
+			}
+		}
+	})
+}
+
 func TestAMirrorGoesAlongWithASteal(t *testing.T) {
 	eachEngine(t, func(t *testing.T, b *bed, steal string) {
 		a := b.startAgent(steal)

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stead-dev/stead/internal/inet"
 	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
@@ -31,6 +32,7 @@ type tap struct {
 	over  atomic.Bool  // close was called
 	done  chan struct{}
 	once  sync.Once
+	diag  *inet.Diag // of run; nil where the kernel has none: then it sees empty segments, too
 
 	mu      sync.Mutex
 	asm     assembler
@@ -48,6 +50,9 @@ func newTap(t *target, found func(*flow), lost func(uint32)) (*tap, error) {
 	err := t.net.Do(func() (err error) {
 		// No protocol yet: nothing arrives before the filter is set.
 		p.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err == nil {
+			p.diag, _ = inet.OpenDiag()
+		}
 		return err
 	})
 	if err != nil {
@@ -70,6 +75,7 @@ func newTap(t *target, found func(*flow), lost func(uint32)) (*tap, error) {
 	}
 	if err != nil {
 		unix.Close(p.fd)
+		p.closeDiag()
 		return nil, fmt.Errorf("set up packet socket in the pod: %w", err)
 	}
 	go p.run()
@@ -139,12 +145,28 @@ func (p *tap) close() {
 		<-p.done
 		unix.Close(p.fd)
 		unix.Close(p.wake)
+		p.closeDiag()
 	})
+}
+
+func (p *tap) closeDiag() {
+	if p.diag != nil {
+		p.diag.Close()
+	}
+}
+
+// stands asks the kernel whether a connection stands.
+func (p *tap) stands(k flowKey) bool {
+	if p.diag == nil {
+		return false
+	}
+	yes, err := p.diag.Stands(k.to, k.from)
+	return yes && err == nil
 }
 
 // filter makes the kernel drop all but clients' TCP to the ports.
 func (p *tap) filter(ports []uint16) error {
-	prog := tapProgram(ports)
+	prog := tapProgram(ports, p.diag == nil)
 	return unix.SetsockoptSockFprog(p.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
 		&unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]})
 }
@@ -152,7 +174,9 @@ func (p *tap) filter(ports []uint16) error {
 // maxFiltered bounds the ports that the kernel's filter knows; beyond it user space decides.
 const maxFiltered = 100
 
-func tapProgram(ports []uint16) []unix.SockFilter {
+// tapProgram is the filter. Without empty it drops what neither carries data nor begins or ends a connection:
+// of a download that is all that a client sends, and to look at each would cost the download itself.
+func tapProgram(ports []uint16, empty bool) []unix.SockFilter {
 	st := func(code uint16, k uint32) unix.SockFilter { return unix.SockFilter{Code: code, K: k} }
 	jp := func(code uint16, k uint32, jt, jf uint8) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_JMP | code | unix.BPF_K, K: k, Jt: jt, Jf: jf}
@@ -191,7 +215,40 @@ func tapProgram(ports []uint16) []unix.SockFilter {
 	for i, p := range ports {
 		f = append(f, jp(unix.BPF_JEQ, uint32(p), uint8(len(ports)-i), 0))
 	}
-	return append(f, drop, keep)
+	f = append(f, drop)
+	if empty {
+		return append(f, keep)
+	}
+	const changes, kept = flagFIN | flagSYN | flagRST, 23
+	return append(f, []unix.SockFilter{
+		0: st(unix.BPF_LD|unix.BPF_B|unix.BPF_ABS, 0),
+		1: st(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, 0xf0),
+		2: jp(unix.BPF_JEQ, 0x60, 10-3, 0),
+		// IPv4: the length of the packet is 0 where it is above 64 KiB (BIG TCP)
+		3: st(unix.BPF_LDX|unix.BPF_B|unix.BPF_MSH, 0),
+		4: st(unix.BPF_LD|unix.BPF_B|unix.BPF_IND, 13), // flags
+		5: jp(unix.BPF_JSET, changes, kept-6, 0),
+		6: st(unix.BPF_LD|unix.BPF_H|unix.BPF_ABS, 2),
+		7: jp(unix.BPF_JEQ, 0, kept-8, 0),
+		8: st(unix.BPF_ALU|unix.BPF_SUB|unix.BPF_X, 0),
+		9: jp(unix.BPF_JA, 15-10, 0, 0),
+		// IPv6: it is that of what follows the header
+		10: st(unix.BPF_LDX|unix.BPF_IMM, 40),
+		11: st(unix.BPF_LD|unix.BPF_B|unix.BPF_IND, 13),
+		12: jp(unix.BPF_JSET, changes, kept-13, 0),
+		13: st(unix.BPF_LD|unix.BPF_H|unix.BPF_ABS, 4),
+		14: jp(unix.BPF_JEQ, 0, kept-15, 0),
+		// X: length of the IP header, A: of the rest
+		15: st(unix.BPF_ST, 0),
+		16: st(unix.BPF_LD|unix.BPF_B|unix.BPF_IND, 12),
+		17: st(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, 0xf0),
+		18: st(unix.BPF_ALU|unix.BPF_RSH|unix.BPF_K, 2),
+		19: st(unix.BPF_MISC|unix.BPF_TAX, 0), // X: length of the TCP header
+		20: st(unix.BPF_LD|unix.BPF_MEM, 0),
+		21: {Code: unix.BPF_JMP | unix.BPF_JGT | unix.BPF_X, Jt: kept - 22},
+		22: drop,
+		23: keep,
+	}...)
 }
 
 // gather is how long packets are let come together before they are read, in milliseconds. A copy may
@@ -208,12 +265,16 @@ func (p *tap) run() {
 	}()
 	buf := make([]byte, 640<<10) // the largest packet, merged by GRO (BIG TCP); only what is used is in memory
 	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}, {Fd: int32(p.wake), Events: unix.POLLIN}}
-	swept := time.Now()
+	swept, asked := time.Now(), time.Now()
 	for !p.over.Load() { // it may find something to read each time
 		n, _, err := unix.Recvfrom(p.fd, buf, unix.MSG_DONTWAIT)
 		if err == unix.EAGAIN {
 			fds[0].Revents, fds[1].Revents = 0, 0
-			if _, err := unix.Poll(fds, int(sweepEvery.Milliseconds())); err != nil && err != unix.EINTR {
+			wait := sweepEvery
+			if len(p.asm.begun) > 0 {
+				wait = askFirst
+			}
+			if _, err := unix.Poll(fds, int(wait.Milliseconds())); err != nil && err != unix.EINTR {
 				return
 			}
 			if fds[0].Revents != 0 {
@@ -231,8 +292,14 @@ func (p *tap) run() {
 				}
 			}
 		}
+		if now.Sub(asked) >= askFirst {
+			for _, f := range p.asm.silent(now, p.stands) {
+				p.found(f)
+			}
+			asked = now
+		}
 		if now.Sub(swept) >= sweepEvery {
-			p.asm.sweep(now)
+			p.asm.sweep(now, p.stands)
 			swept = now
 			if p.left > 0 {
 				p.narrowLocked()

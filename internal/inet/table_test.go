@@ -4,6 +4,7 @@ package inet
 
 import (
 	"net"
+	"net/netip"
 	"slices"
 	"sort"
 	"testing"
@@ -62,8 +63,52 @@ func TestTheKernelsTablesAgree(t *testing.T) {
 	}
 }
 
+func TestAConnectionStandsFromItsHandshakeToItsEnd(t *testing.T) {
+	d, err := OpenDiag()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for _, at := range []string{"127.0.0.1:0", "[::1]:0", "[::]:0"} { // the last: IPv4 at a socket of IPv6
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		called := l.Addr().(*net.TCPAddr).AddrPort()
+		if called.Addr().IsUnspecified() {
+			called = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), called.Port())
+		}
+		c, err := net.Dial("tcp", called.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := Unmap(c.LocalAddr().(*net.TCPAddr).AddrPort())
+		nobody := netip.AddrPortFrom(client.Addr(), 1)
+		for _, q := range []struct {
+			here, there netip.AddrPort
+			want        bool
+		}{{called, client, true}, {client, called, true}, {called, nobody, false}, {nobody, client, false}, {called, called, false}} {
+			if got, err := d.Stands(q.here, q.there); got != q.want || err != nil {
+				t.Errorf("%s: %s and %s: %v, %v", at, q.here, q.there, got, err)
+			}
+		}
+		s, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range []net.Conn{c, s} {
+			x.(*net.TCPConn).SetLinger(0)
+			x.Close()
+		}
+		if got, err := d.Stands(called, client); got || err != nil {
+			t.Errorf("%s: after a reset: %v, %v", at, got, err)
+		}
+	}
+}
+
 func FuzzAnswersOfSockDiag(f *testing.F) {
 	f.Add([]byte{16, 0, 0, 0, 3, 0, 0, 0})
 	f.Add(make([]byte, 88))
-	f.Fuzz(func(t *testing.T, b []byte) { _, _, _ = parseDiag(b, nil) })
+	f.Fuzz(func(t *testing.T, b []byte) { _, _ = parseDiag(b, 0, func(*diagMessage) {}) })
 }
