@@ -170,10 +170,6 @@ func (e *nft) pass(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	})
 }
 
-// stop has nothing to do: the set of ports is empty by then. To drop the table takes the kernel a while,
-// for which the caller, who holds a lock, has no time.
-func (e *nft) stop() {}
-
 func (e *nft) detach() {
 	if e.conn != nil {
 		_ = e.conn.CloseLasting() // and with it the table

@@ -60,24 +60,22 @@ type stealer interface {
 	remove(port uint16)
 	// pass connects to the app past the stealing.
 	pass(ctx context.Context, to netip.AddrPort) (net.Conn, error)
-	// stop gives all ports back: the kernel sends us no further connection. What it already has for
-	// us is still accepted.
-	stop()
-	// detach stops, and accepts no more; pass may still be called until close.
+	// detach takes it out of the kernel and accepts no more; pass may still be called until close.
 	detach()
 	close()
 }
 
-// engine is a stealer and its connections. It lasts from the first stolen port until the last one
-// is given back, and for as long as there are connections that it passes to the app.
+// engine is a stealer and its connections. It lasts from the first stolen port until a moment after the
+// last one is given back, and for as long as there are connections that it passes to the app.
 type engine struct {
 	stealer
-	by   string         // which one it is
-	work sync.WaitGroup // connections; Add under ports.mu while it is ports.engine or not yet detached
+	by     string         // which one it is
+	work   sync.WaitGroup // connections; Add under ports.mu while it is ports.engine or not yet detached
+	rested int            // how often its last port was given back
 }
 
-// drain is how long an engine of which nobody holds a port still accepts: what was half open or in
-// the queue when the last port was given back goes to the app instead of being reset.
+// drain is how long an engine of which nobody holds a port stays: what was half open or in the queue when
+// the last port was given back goes to the app instead of being reset, and who comes meanwhile takes it on.
 const drain = time.Second
 
 func (p *ports) newEngine() (*engine, error) {
@@ -88,23 +86,34 @@ func (p *ports) newEngine() (*engine, error) {
 	return e, err
 }
 
-// retireLocked takes an engine that nobody needs out of the kernel at once, and ends it when its last
-// connection has ended. Called with mu held.
-func (p *ports) retireLocked() {
+// restLocked lets the engine go, of which nobody holds a port, unless somebody comes meanwhile. Called with
+// mu held.
+func (p *ports) restLocked() {
 	e := p.engine
-	p.engine = nil
-	e.stop()
-	p.work.Add(1)
-	go func() {
-		defer p.work.Done()
+	e.rested++
+	rest := e.rested
+	p.work.Go(func() {
 		select {
 		case <-time.After(drain):
 		case <-p.ctx.Done():
 		}
-		e.detach()
-		e.work.Wait()
-		e.close()
-	}()
+		p.mu.Lock()
+		over := p.engine == e && e.rested == rest && len(p.steal) == 0
+		if over {
+			p.engine = nil
+		}
+		p.mu.Unlock()
+		if over {
+			e.end()
+		}
+	})
+}
+
+// end gives up an engine that is no more that of its ports.
+func (e *engine) end() {
+	e.detach()
+	e.work.Wait()
+	e.close()
 }
 
 func newPorts(t *target, mode string, log *slog.Logger) *ports {
@@ -121,8 +130,9 @@ func (p *ports) close() {
 	p.mu.Lock()
 	p.closed = true
 	p.cancel()
-	if p.engine != nil {
-		p.retireLocked()
+	if e := p.engine; e != nil {
+		p.engine = nil
+		p.work.Go(e.end)
 	}
 	tap := p.tap
 	p.tap = nil
@@ -234,7 +244,7 @@ func (p *ports) begin(s *subscription) (err error) {
 		}
 		if err = p.engine.add(s.port); err != nil {
 			if len(p.steal) == 0 {
-				p.retireLocked()
+				p.restLocked()
 			}
 			return err
 		}
@@ -271,7 +281,7 @@ func (p *ports) remove(s *subscription) {
 			if p.engine != nil {
 				p.engine.remove(s.port)
 				if len(p.steal) == 0 {
-					p.retireLocked()
+					p.restLocked()
 				}
 			}
 			s.claim.close()

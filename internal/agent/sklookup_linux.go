@@ -176,17 +176,13 @@ func (e *skLookup) pass(ctx context.Context, to netip.AddrPort) (net.Conn, error
 	})
 }
 
-func (e *skLookup) stop() {
+func (e *skLookup) detach() {
 	if e.link != nil {
 		e.link.Close()
 	}
 	if e.prog != nil {
 		e.prog.Close()
 	}
-}
-
-func (e *skLookup) detach() {
-	e.stop()
 	for _, ln := range e.lns {
 		if ln != nil {
 			ln.Close()
