@@ -33,6 +33,7 @@ type tap struct {
 	done  chan struct{}
 	once  sync.Once
 	diag  *inet.Diag // of run; nil where the kernel has none: then it sees empty segments, too
+	nat   *tracking  // of run
 
 	mu      sync.Mutex
 	asm     assembler
@@ -73,9 +74,10 @@ func newTap(t *target, found func(*flow), lost func(uint32)) (*tap, error) {
 	if err == nil {
 		p.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC)
 	}
+	p.nat = t.newTracking()
 	if err != nil {
 		unix.Close(p.fd)
-		p.closeDiag()
+		p.stopAsking()
 		return nil, fmt.Errorf("set up packet socket in the pod: %w", err)
 	}
 	go p.run()
@@ -145,14 +147,15 @@ func (p *tap) close() {
 		<-p.done
 		unix.Close(p.fd)
 		unix.Close(p.wake)
-		p.closeDiag()
+		p.stopAsking()
 	})
 }
 
-func (p *tap) closeDiag() {
+func (p *tap) stopAsking() {
 	if p.diag != nil {
 		p.diag.Close()
 	}
+	p.nat.close()
 }
 
 // stands asks the kernel whether a connection stands.
@@ -288,13 +291,13 @@ func (p *tap) run() {
 		if err == nil {
 			if s, ok := parseSegment(buf[:n]); ok && (p.ports[s.key.to.Port()] || p.asm.follows(&s)) {
 				if f := p.asm.take(&s, now); f != nil {
-					p.found(f)
+					p.begins(f)
 				}
 			}
 		}
 		if now.Sub(asked) >= askFirst {
 			for _, f := range p.asm.silent(now, p.stands) {
-				p.found(f)
+				p.begins(f)
 			}
 			asked = now
 		}
@@ -310,6 +313,15 @@ func (p *tap) run() {
 		}
 		p.mu.Unlock()
 	}
+}
+
+// begins tells of a connection that stands, if it is one to the port that it was made to. Called with mu held.
+func (p *tap) begins(f *flow) {
+	if p.nat.redirected(f.key) {
+		p.asm.end(f, errReset)
+		return
+	}
+	p.found(f)
 }
 
 // mirrored offers a connection that began to the sessions that mirror its port. It is called from
