@@ -119,8 +119,14 @@ func (b *bench) under(flags string, argv ...string) []string {
 	return append(append(append([]string{b.stead, "exec", "-q", "-t", "playground/orders"}, strings.Fields(flags)...), "--"), argv...)
 }
 
+// wanted says whether a row is asked for: ONLY is text that it must have.
+func wanted(what string) bool { return strings.Contains(what, os.Getenv("ONLY")) }
+
 // row measures the bare path and ours in turn.
 func row(what string, bare, ours func() float64) {
+	if !wanted(what) {
+		return
+	}
 	var a, b, r []float64
 	for range repeats {
 		x, y := bare(), ours()
@@ -285,6 +291,9 @@ func (b *bench) files() {
 	}
 	fmt.Println("\n| load, ms | native | mount, ratio | mount, CPU | trap, ratio | trap, CPU |\n|---|---|---|---|---|---|")
 	for _, l := range all {
+		if !wanted(l.what) {
+			continue
+		}
 		argv := append([]string{b.self, "load", strconv.Itoa(l.n)}, l.argv...)
 		native := argv
 		if l.bare != nil {
