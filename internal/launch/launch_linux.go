@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sort"
 	"strconv"
 	"syscall"
@@ -109,28 +110,52 @@ func inherited() []int {
 // none is a place in a table that stays empty.
 const none = ^uintptr(0)
 
-// table lays out a child's descriptors: the standard streams and the inherited ones under their
-// own numbers, then ours. It returns the numbers that ours get.
+// table lays out a child's descriptors: the standard streams and the inherited ones have their own numbers,
+// ours the lowest that are left, which it returns. It ends with the last that is needed: what is inherited
+// beyond it is so without a word.
 func table(ours ...int) (files []uintptr, numbers []string) {
 	keep := inherited()
-	last := 2
-	if len(keep) > 0 {
-		last = keep[len(keep)-1]
-	}
-	files = make([]uintptr, last+1, last+1+len(ours))
-	for i := range files {
-		files[i] = none
-	}
-	for _, fd := range append([]int{0, 1, 2}, keep...) {
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil { // a closed stdin stays closed
-			files[fd] = uintptr(fd)
+	extend := func(to int) {
+		for n := len(files); n <= to; n++ {
+			files = append(files, none)
+			if n <= 2 && isOpen(n) || slices.Contains(keep, n) { // a closed stdin stays closed
+				files[n] = uintptr(n)
+			}
 		}
 	}
+	extend(2)
 	for _, fd := range ours {
-		numbers = append(numbers, strconv.Itoa(len(files)))
-		files = append(files, uintptr(fd))
+		n := len(files)
+		for slices.Contains(keep, n) {
+			n++
+		}
+		extend(n)
+		files[n] = uintptr(fd)
+		numbers = append(numbers, strconv.Itoa(n))
+	}
+	for _, n := range keep {
+		if first, last := moved(files); n >= first && n < last {
+			extend(n)
+		}
 	}
 	return files, numbers
+}
+
+func isOpen(fd int) bool {
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	return err == nil
+}
+
+// moved are the numbers that ForkExec uses in the child for what it moves out of the way: above the table and
+// what is in it, for its pipe and for each descriptor at most.
+func moved(files []uintptr) (first, last int) {
+	first, n := len(files), 1
+	for _, f := range files {
+		if f != none {
+			first, n = max(first, int(f)+1), n+1
+		}
+	}
+	return first, first + n + 1 // it skips one
 }
 
 // helperName is argv[0] of a helper.
@@ -142,15 +167,10 @@ func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 func spawn(word string, sys *syscall.SysProcAttr, ours ...int) (pid int, err error) {
 	files, numbers := table(ours...)
 	argv := append([]string{helperName, word, protocol}, numbers...)
-	// What ForkExec moves out of the way goes right above the table. Not higher than needed: a larger
-	// table of descriptors costs a process with threads a grace period of RCU, milliseconds.
-	last, moved := len(files), 2 // and its pipe
-	for _, f := range files {
-		if f != none {
-			last, moved = max(last, int(f)+1), moved+1
-		}
-	}
-	name, done := helper(last + moved)
+	// Not higher than needed: a larger table of descriptors costs a process with threads a grace period of
+	// RCU, 5 to 15 ms.
+	_, last := moved(files)
+	name, done := helper(last)
 	defer done()
 	// The runtime's own settings only: the user's environment is the program's.
 	return syscall.ForkExec(name, argv, &syscall.ProcAttr{Env: []string{"GOMAXPROCS=1", "GOGC=off"}, Files: files, Sys: sys})

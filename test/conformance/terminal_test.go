@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -138,13 +139,13 @@ func TestASignalForAProcessIsTakenByOneThreadAndSeenByNoOther(t *testing.T) {
 // runtime does not tell us.)
 func TestWhatAProcessInheritsIsInherited(t *testing.T) {
 	b := bed.Up(t, stead, "conformance-inherits")
-	const have = `umask 027; ulimit -S -n 777; ulimit -S -c 0; ulimit -S -s 4096; trap '' HUP INT; exec 7</dev/null 9>/dev/null; exec nice -n 5 "$@"`
+	const have = `umask 027; ulimit -S -n 777; ulimit -S -c 0; ulimit -S -s 4096; trap '' HUP INT; n="$1"; shift; eval "exec $n"; exec nice -n 5 "$@"`
 	const tell = `import os, signal
 print(open('/proc/self/limits').read(), os.umask(0), os.nice(0), sorted(int(f) for f in os.listdir('/proc/self/fd'))[:-1])
 print([s for s in signal.valid_signals() if s < 32 and signal.getsignal(s) == signal.SIG_IGN], signal.pthread_sigmask(signal.SIG_BLOCK, []), os.getsid(0) == os.getsid(os.getppid()), os.getcwd())`
-	run := func(argv ...string) string {
+	run := func(open string, argv ...string) string {
 		c := b.Command()
-		as := exec.Command("sh", append([]string{"-c", have, "sh"}, argv...)...)
+		as := exec.Command("bash", append([]string{"-c", have, "bash", open}, argv...)...)
 		as.Env, as.Dir, as.SysProcAttr = c.Env, c.Dir, c.SysProcAttr
 		out, err := as.CombinedOutput()
 		if err != nil {
@@ -152,11 +153,19 @@ print([s for s in signal.valid_signals() if s < 32 and signal.getsignal(s) == si
 		}
 		return string(out)
 	}
-	native := run("python3", "-c", tell)
-	for _, door := range append(doors, "none") {
-		argv := b.Command("exec", "-q", "-t", "playground/orders", "--no-incoming", "--files", door, "--", "python3", "-c", tell).Args
-		if diff := cmp.Diff(native, run(argv...)); diff != "" {
-			t.Errorf("--files %s: - native + stead:\n%s", door, diff)
+	var every strings.Builder // but some, which ours get
+	for n := 3; n < 255; n++ {
+		if n != 7 && n != 30 && n != 100 {
+			fmt.Fprintf(&every, "%d</dev/null ", n)
+		}
+	}
+	for _, open := range []string{"", "7</dev/null 9>/dev/null", "3</dev/null 5</dev/null 6</dev/null 10</dev/null 11</dev/null 12</dev/null 13</dev/null 60</dev/null 200</dev/null", every.String()} {
+		native := run(open, "python3", "-c", tell)
+		for _, door := range append(doors, "none") {
+			argv := b.Command("exec", "-q", "-t", "playground/orders", "--no-incoming", "--files", door, "--", "python3", "-c", tell).Args
+			if diff := cmp.Diff(native, run(open, argv...)); diff != "" {
+				t.Errorf("--files %s, with %s: - native + stead:\n%s", door, open, diff)
+			}
 		}
 	}
 }
