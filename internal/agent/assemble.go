@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"io"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,7 +24,7 @@ const (
 	maxSegments  = 4096 // segments kept beyond a hole
 
 	// When, and of how many connections at once, it is asked whether they stand.
-	askFirst, askLast = 20 * time.Millisecond, time.Second
+	askFirst, askLast = 20 * time.Millisecond, 2 * time.Second
 	maxAsked          = 256
 )
 
@@ -35,7 +36,8 @@ var (
 // assembler follows the connections of a tap. It is guarded by tap.mu.
 type assembler struct {
 	flows map[flowKey]*flow
-	begun []*flow // that may not stand yet
+	begun []*flow   // that may not stand yet
+	due   time.Time // when it is to be asked of the next of them
 	room  *room
 }
 
@@ -71,6 +73,11 @@ type flow struct {
 	stands  bool // the handshake is over
 	ask     time.Time
 	pause   time.Duration // before it is asked again whether it stands
+	device  int           // by which its packets come
+
+	// The witness's, whether it is the target's and its ends as the one who accepts it sees them.
+	ours        bool
+	here, there netip.AddrPort
 
 	mu     sync.Mutex
 	head   []byte // bytes before the copies were made
@@ -92,8 +99,11 @@ func (a *assembler) take(s *segment, now time.Time) (began *flow) {
 		} else if len(a.flows) >= maxFlows {
 			return nil
 		}
-		f = &flow{key: s.key, room: a.room, first: s.seq + 1, next: s.seq + 1, ask: now.Add(askFirst), pause: askFirst}
+		f = &flow{key: s.key, room: a.room, first: s.seq + 1, next: s.seq + 1, device: s.device, ask: now.Add(askFirst), pause: askFirst}
 		a.flows[s.key] = f
+		if len(a.begun) == 0 || f.ask.Before(a.due) {
+			a.due = f.ask
+		}
 		a.begun = append(a.begun, f)
 		s.seq++ // data may come with the SYN (fast open)
 	}
@@ -123,24 +133,50 @@ func (a *assembler) take(s *segment, now time.Time) (began *flow) {
 
 // silent finds the connections that stand though their clients have said nothing yet. The segment that ends
 // a handshake has no data, and the kernel's filter lets none of those pass: so the kernel is asked.
-func (a *assembler) silent(now time.Time, stands func(flowKey) bool) (began []*flow) {
-	asked := 0
-	a.begun = slices.DeleteFunc(a.begun, func(f *flow) bool {
+func (a *assembler) silent(now time.Time, ask func(*flow) answer) (began []*flow) {
+	if len(a.begun) == 0 || now.Before(a.due) {
+		return nil
+	}
+	var again []*flow // those that were asked about stand behind the others
+	asked, enough := 0, false
+	rest := a.begun[:0]
+	for _, f := range a.begun {
 		switch {
 		case f.stands || a.flows[f.key] != f:
-			return true
-		case asked == maxAsked || now.Before(f.ask):
-			return false
+			continue
+		case enough || now.Before(f.ask):
+			rest = append(rest, f)
+			continue
 		}
 		asked++
-		if stands(f.key) {
+		x := ask(f)
+		enough = asked == maxAsked || x == unanswered
+		switch x {
+		case stands:
 			f.stands, began = true, append(began, f)
-			return true
+			continue
+		case notOurs:
+			a.end(f, errReset)
+			continue
+		case halfOpen: // as long as an app that defers it likes
+			f.seen = now
 		}
 		f.pause = min(2*f.pause, askLast)
 		f.ask = now.Add(f.pause)
-		return false
-	})
+		again = append(again, f)
+	}
+	rest = append(rest, again...)
+	clear(a.begun[len(rest):])
+	a.begun = rest
+	a.due = now.Add(askLast)
+	for _, f := range rest {
+		if f.ask.Before(a.due) {
+			a.due = f.ask
+		}
+	}
+	if soon := now.Add(askFirst); a.due.Before(soon) {
+		a.due = soon
+	}
 	return began
 }
 
@@ -165,7 +201,7 @@ func (a *assembler) endAll() {
 }
 
 // sweep gives up what waits for bytes that were lost, and what is silent for very long and does not stand.
-func (a *assembler) sweep(now time.Time, stands func(flowKey) bool) {
+func (a *assembler) sweep(now time.Time, ask func(*flow) answer) {
 	for _, f := range a.flows {
 		switch {
 		case len(f.ahead) > 0 && now.Sub(f.hole) > holeAge:
@@ -173,7 +209,7 @@ func (a *assembler) sweep(now time.Time, stands func(flowKey) bool) {
 		case !f.stands && now.Sub(f.seen) > handshakeAge:
 			a.end(f, errReset)
 		case now.Sub(f.seen) > flowAge:
-			if stands(f.key) {
+			if x := ask(f); x == stands || x == unanswered {
 				f.seen = now
 			} else {
 				a.end(f, errReset)

@@ -18,7 +18,7 @@ func newAssembler() *assembler {
 }
 
 // nobody stands.
-func nobody(flowKey) bool { return false }
+func nobody(*flow) answer { return unknown }
 
 // begin is a handshake whose first byte has the number first.
 func (a *assembler) begin(first uint32, now time.Time) *copyOf {
@@ -135,6 +135,69 @@ func TestWhatCannotBeFollowedIsGivenUpAndFreed(t *testing.T) {
 		if n := a.room.used.Load(); n != 0 {
 			t.Errorf("%s: %d bytes are kept", c.name, n)
 		}
+	}
+}
+
+// An app that defers its accept until a client speaks (TCP_DEFER_ACCEPT) leaves it half open for as long.
+func TestAHandshakeThatIsDeferredIsWaitedFor(t *testing.T) {
+	a, now := newAssembler(), time.Unix(0, 0)
+	state := halfOpen
+	ask := func(*flow) answer { return state }
+	a.take(&segment{key: testKey, seq: 9, syn: true}, now)
+	for range 60 {
+		now = now.Add(time.Second)
+		if a.silent(now, ask) != nil {
+			t.Fatal("it stands")
+		}
+		a.sweep(now, ask)
+	}
+	f := a.take(&segment{key: testKey, seq: 10, ack: true, data: []byte("late")}, now)
+	if f == nil {
+		t.Fatal("it was given up")
+	}
+	c := f.copy()
+	a.take(&segment{key: testKey, seq: 14, ack: true, fin: true}, now)
+	if got, err := rest(c); string(got) != "late" || err != io.EOF {
+		t.Errorf("%q, %v", got, err)
+	}
+	// One that the kernel does not know any more is.
+	state = unknown
+	a.take(&segment{key: testKey, seq: 9, syn: true}, now)
+	for range 12 {
+		now = now.Add(time.Second)
+		a.silent(now, ask)
+		a.sweep(now, ask)
+	}
+	if len(a.flows) != 0 || len(a.begun) != 0 {
+		t.Errorf("left: %d flows, %d begun", len(a.flows), len(a.begun))
+	}
+}
+
+// However many begin at once, each is asked about in time, and never too many in a row.
+func TestAllThatBeginAreAskedAbout(t *testing.T) {
+	a, now := newAssembler(), time.Unix(0, 0)
+	for i := range maxFlows {
+		k := flowKey{netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 16), byte(i >> 8)}), uint16(i)), testKey.to}
+		a.take(&segment{key: k, syn: true}, now)
+	}
+	first := map[*flow]bool{}
+	for range 2 * askFirst * maxFlows / maxAsked / time.Millisecond {
+		now = now.Add(time.Millisecond)
+		asked := 0
+		a.silent(now, func(f *flow) answer { asked++; first[f] = true; return unknown })
+		if asked > maxAsked {
+			t.Fatalf("%d at once", asked)
+		}
+	}
+	if len(first) != maxFlows {
+		t.Errorf("%d of %d were asked about", len(first), maxFlows)
+	}
+	// Where the kernel does not answer, it is asked again later.
+	asked := 0
+	now = now.Add(askLast)
+	a.silent(now, func(*flow) answer { asked++; return unanswered })
+	if asked != 1 {
+		t.Errorf("%d questions without an answer", asked)
 	}
 }
 

@@ -8,9 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tracking asks the kernel's connection tracking about single connections of the target's network
-// namespace. A service mesh redirects what clients send to the app's port to its proxy, which calls the
-// app in a connection of its own: a packet socket sees both, and the first is not the app's.
+// tracking asks the kernel's connection tracking about single connections of the target's network namespace.
 //
 // The library's socket would not do: the kernel gives the one message of an answer the flag of several
 // (NLM_F_MULTI) and sends no end.
@@ -35,6 +33,13 @@ func (t *target) newTracking() *tracking {
 		c.close()
 		return nil
 	}
+	// Without the module the kernel looks for it at each question. A connection that there is not is the answer
+	// of one that can be asked.
+	nobody := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 1)
+	if _, err := c.ask(flowKey{nobody, nobody}); err != unix.ENOENT {
+		c.close()
+		return nil
+	}
 	return c
 }
 
@@ -56,15 +61,24 @@ const (
 	ctSrcPort, ctDstPort      = 2, 3
 )
 
-// redirected says whether the connection that a client made to k.to came to another address or port.
-// Where connections are not tracked, or this one is not, none is.
-func (c *tracking) redirected(k flowKey) bool {
+// translated gives the addresses that a connection has for the one who accepts it; not ok where it is not
+// tracked.
+func (c *tracking) translated(k flowKey) (here, there netip.AddrPort, ok bool) {
 	if c == nil {
-		return false
+		return here, there, false
 	}
+	b, err := c.ask(k)
+	if err != nil {
+		return here, there, false
+	}
+	return replyTuple(b)
+}
+
+// ask returns what follows the header of the kernel's answer, valid until the next question.
+func (c *tracking) ask(k flowKey) ([]byte, error) {
 	c.seq++
-	if unix.Sendto(c.fd, question(k, c.seq), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) != nil {
-		return false
+	if err := unix.Sendto(c.fd, question(k, c.seq), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return nil, err
 	}
 	for {
 		n, _, err := unix.Recvfrom(c.fd, c.buf, 0)
@@ -72,17 +86,19 @@ func (c *tracking) redirected(k flowKey) bool {
 			continue
 		}
 		if err != nil {
-			return false
+			return nil, err
 		}
-		b := c.buf[:n]
-		if n < unix.SizeofNlMsghdr || binary.NativeEndian.Uint32(b[8:]) != c.seq {
+		if n < unix.SizeofNlMsghdr || binary.NativeEndian.Uint32(c.buf[8:]) != c.seq {
 			continue // the answer to an earlier question that was given up
 		}
-		if binary.NativeEndian.Uint16(b[4:]) != unix.NFNL_SUBSYS_CTNETLINK<<8|ctNew {
-			return false // an error: mostly that there is none
+		kind, body := binary.NativeEndian.Uint16(c.buf[4:]), c.buf[unix.SizeofNlMsghdr:n]
+		switch {
+		case kind == unix.NFNL_SUBSYS_CTNETLINK<<8|ctNew:
+			return body, nil
+		case kind == unix.NLMSG_ERROR && len(body) >= 4:
+			return nil, unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
 		}
-		from, ok := replySource(b[unix.SizeofNlMsghdr:])
-		return ok && from != k.to
+		return nil, unix.EPROTO
 	}
 }
 
@@ -119,48 +135,54 @@ func question(k flowKey, seq uint32) []byte {
 	return b
 }
 
-// replySource is from where the answers of a connection come.
-func replySource(b []byte) (a netip.AddrPort, ok bool) {
+// replyTuple are the ends of a connection's answers: from whom, and to whom.
+func replyTuple(b []byte) (from, to netip.AddrPort, ok bool) {
 	const head = 4 // struct nfgenmsg
 	if len(b) < head {
-		return a, false
+		return from, to, false
 	}
 	d, err := netlink.NewAttributeDecoder(b[head:])
 	if err != nil {
-		return a, false
+		return from, to, false
 	}
 	d.ByteOrder = binary.BigEndian
-	var ip netip.Addr
-	var port uint16
-	for d.Next() {
-		if d.Type() != ctTupleReply {
-			continue
-		}
-		d.Nested(func(d *netlink.AttributeDecoder) error {
+	var src, dst netip.Addr
+	var sport, dport uint16
+	each := func(f func(*netlink.AttributeDecoder)) func(*netlink.AttributeDecoder) error {
+		return func(d *netlink.AttributeDecoder) error {
 			for d.Next() {
-				switch d.Type() {
-				case ctTupleIP:
-					d.Nested(func(d *netlink.AttributeDecoder) error {
-						for d.Next() {
-							if x := d.Type(); x == ctIPv4Src || x == ctIPv6Src {
-								ip, _ = netip.AddrFromSlice(d.Bytes())
-							}
-						}
-						return nil
-					})
-				case ctTupleProto:
-					d.Nested(func(d *netlink.AttributeDecoder) error {
-						for d.Next() {
-							if d.Type() == ctSrcPort {
-								port = d.Uint16()
-							}
-						}
-						return nil
-					})
-				}
+				f(d)
 			}
 			return nil
-		})
+		}
 	}
-	return netip.AddrPortFrom(ip, port), d.Err() == nil && ip.IsValid() && port != 0
+	each(func(d *netlink.AttributeDecoder) {
+		if d.Type() != ctTupleReply {
+			return
+		}
+		d.Nested(each(func(d *netlink.AttributeDecoder) {
+			switch d.Type() {
+			case ctTupleIP:
+				d.Nested(each(func(d *netlink.AttributeDecoder) {
+					switch d.Type() {
+					case ctIPv4Src, ctIPv6Src:
+						src, _ = netip.AddrFromSlice(d.Bytes())
+					case ctIPv4Dst, ctIPv6Dst:
+						dst, _ = netip.AddrFromSlice(d.Bytes())
+					}
+				}))
+			case ctTupleProto:
+				d.Nested(each(func(d *netlink.AttributeDecoder) {
+					switch d.Type() {
+					case ctSrcPort:
+						sport = d.Uint16()
+					case ctDstPort:
+						dport = d.Uint16()
+					}
+				}))
+			}
+		}))
+	})(d)
+	ok = d.Err() == nil && src.IsValid() && dst.IsValid() && sport != 0 && dport != 0
+	return netip.AddrPortFrom(src, sport), netip.AddrPortFrom(dst, dport), ok
 }

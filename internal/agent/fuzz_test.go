@@ -40,8 +40,8 @@ func FuzzAnswersOfConnectionTracking(f *testing.F) {
 	f.Add([]byte{2, 0, 0, 0, 0x14, 0, 2, 0x80, 8, 0, 1, 0, 10, 0, 0, 1})
 	f.Add(question(testKey, 1)[16:])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if a, ok := replySource(b); ok && !a.IsValid() {
-			t.Errorf("from %v", a)
+		if from, to, ok := replyTuple(b); ok && (!from.IsValid() || !to.IsValid()) {
+			t.Errorf("from %v to %v", from, to)
 		}
 	})
 }

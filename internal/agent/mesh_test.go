@@ -1,17 +1,21 @@
 package agent_test
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/stead-dev/stead/internal/session/pod"
@@ -36,28 +40,20 @@ func (b *bed) addSidecar() {
 			}
 			lns = append(lns, ln)
 		}
-		c, err := nftables.New()
-		if err != nil {
-			return err
-		}
-		table := c.AddTable(&nftables.Table{Name: "mesh", Family: nftables.TableFamilyINet})
-		chain := c.AddChain(&nftables.Chain{Name: "inbound", Table: table, Type: nftables.ChainTypeNAT,
-			Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest})
-		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: append([]byte("eth0"), make([]byte, 12)...)},
-			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
-			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(appPort)},
-			&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
-			&expr.Redir{RegisterProtoMin: 1},
-		}})
-		return c.Flush()
+		return nil
 	})
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	b.translate(nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest,
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: append([]byte("eth0"), make([]byte, 12)...)},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(appPort)},
+		&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
+		&expr.Redir{RegisterProtoMin: 1})
 	for _, ln := range lns {
 		b.t.Cleanup(func() { ln.Close() })
 		go func() {
@@ -69,6 +65,24 @@ func (b *bed) addSidecar() {
 				go b.sidecar(c)
 			}
 		}()
+	}
+}
+
+// translate adds a rule of NAT in the pod's network.
+func (b *bed) translate(hook *nftables.ChainHook, priority *nftables.ChainPriority, rule ...expr.Any) {
+	b.t.Helper()
+	err := b.inPod.Do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		table := c.AddTable(&nftables.Table{Name: "nat", Family: nftables.TableFamilyINet})
+		chain := c.AddChain(&nftables.Chain{Name: fmt.Sprint("hook", *hook), Table: table, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: priority})
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: rule})
+		return c.Flush()
+	})
+	if err != nil {
+		b.t.Fatal(err)
 	}
 }
 
@@ -154,4 +168,79 @@ func TestBehindAMeshsProxyTheAppsConnectionsAreTaken(t *testing.T) {
 func flip(s string) string {
 	b, _ := io.ReadAll(disguise{strings.NewReader(s)})
 	return string(b)
+}
+
+// In a node's own network namespace, where a target may be, services' addresses are translated: to an address
+// of the node's, that is to the target, or to another pod's, whose traffic passes through.
+func TestATranslatedConnectionIsMirroredWhereItEndsHere(t *testing.T) {
+	b := newBed(t)
+	service, other := netip.MustParseAddr("10.77.0.9"), netip.MustParseAddr("10.77.0.10")
+	to := func(from, to netip.Addr) {
+		b.translate(nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest,
+			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV4}},
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: from.AsSlice()},
+			&expr.Immediate{Register: 1, Data: to.AsSlice()},
+			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1})
+	}
+	to(service, podIP)
+	to(other, elseIP)
+	// Else the other pod would answer its client, who is at the same address here, without us.
+	b.translate(nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource,
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: append([]byte("eth0"), make([]byte, 12)...)},
+		&expr.Masq{})
+	if err := b.inPod.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) }); err != nil {
+		t.Fatal(err)
+	}
+	err := b.elsewhere.Do(func() error {
+		h, err := netlink.NewHandle()
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		for _, a := range []netip.Addr{service, other} {
+			if err := h.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(32, 32)}, Gw: podIP.AsSlice()}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go answer(b.listenElsewhere("tcp", netip.AddrPortFrom(elseIP, appPort)), "other")
+	said, calls := make(chan string, 100), make(chan wire.Incoming, 100)
+	subscribe(t, b.join(b.startAgent(), "ann@laptop", pod.Handlers{Incoming: hears(said, calls)}), wire.Mirror)
+	for range 3 {
+		if got, err := ask(b.elsewhere, netip.AddrPortFrom(other, appPort), "another's"); got != "other: another's" || err != nil {
+			t.Fatal(got, err)
+		}
+		c, err := dial(b.elsewhere, netip.AddrPortFrom(service, appPort)) // which says nothing at first
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		select {
+		case in := <-calls:
+			if in.Local != netip.AddrPortFrom(podIP, appPort) || in.Remote.String() != c.LocalAddr().String() {
+				t.Errorf("announced as %+v", in)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("not announced")
+		}
+		if got, err := say(c, bufio.NewReader(c), "by a service"); got != "app: by a service" || err != nil {
+			t.Fatal(got, err)
+		}
+		c.Close()
+		if got := next(t, said); got != "by a service\n" {
+			t.Errorf("heard %q", got)
+		}
+	}
+	select {
+	case got := <-said:
+		t.Errorf("heard %q, too", got)
+	default:
+	}
 }

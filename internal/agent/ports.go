@@ -243,8 +243,9 @@ func (p *ports) begin(s *subscription) (err error) {
 			p.log.Debug("stealing", "by", p.engine.by)
 		}
 		if err = p.engine.add(s.port); err != nil {
-			if len(p.steal) == 0 {
-				p.restLocked()
+			if e := p.engine; len(p.steal) == 0 { // the next one may find one that works
+				p.engine = nil
+				p.work.Go(e.end)
 			}
 			return err
 		}

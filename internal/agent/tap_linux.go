@@ -15,7 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/stead-dev/stead/internal/inet"
 	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
@@ -32,8 +31,7 @@ type tap struct {
 	over  atomic.Bool  // close was called
 	done  chan struct{}
 	once  sync.Once
-	diag  *inet.Diag // of run; nil where the kernel has none: then it sees empty segments, too
-	nat   *tracking  // of run
+	w     *witness // of run
 
 	mu      sync.Mutex
 	asm     assembler
@@ -51,14 +49,12 @@ func newTap(t *target, found func(*flow), lost func(uint32)) (*tap, error) {
 	err := t.net.Do(func() (err error) {
 		// No protocol yet: nothing arrives before the filter is set.
 		p.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		if err == nil {
-			p.diag, _ = inet.OpenDiag()
-		}
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open packet socket in the pod: %w", err)
 	}
+	p.w = newWitness(t)
 	if unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, tapBuffer) != nil {
 		_ = unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, tapBuffer)
 	}
@@ -74,10 +70,9 @@ func newTap(t *target, found func(*flow), lost func(uint32)) (*tap, error) {
 	if err == nil {
 		p.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC)
 	}
-	p.nat = t.newTracking()
 	if err != nil {
 		unix.Close(p.fd)
-		p.stopAsking()
+		p.w.close()
 		return nil, fmt.Errorf("set up packet socket in the pod: %w", err)
 	}
 	go p.run()
@@ -147,29 +142,14 @@ func (p *tap) close() {
 		<-p.done
 		unix.Close(p.fd)
 		unix.Close(p.wake)
-		p.stopAsking()
+		p.w.close()
 	})
-}
-
-func (p *tap) stopAsking() {
-	if p.diag != nil {
-		p.diag.Close()
-	}
-	p.nat.close()
-}
-
-// stands asks the kernel whether a connection stands.
-func (p *tap) stands(k flowKey) bool {
-	if p.diag == nil {
-		return false
-	}
-	yes, err := p.diag.Stands(k.to, k.from)
-	return yes && err == nil
 }
 
 // filter makes the kernel drop all but clients' TCP to the ports.
 func (p *tap) filter(ports []uint16) error {
-	prog := tapProgram(ports, p.diag == nil)
+	// Whoever cannot ask whether a connection stands has to see the segment that makes it so.
+	prog := tapProgram(ports, !p.w.sees())
 	return unix.SetsockoptSockFprog(p.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
 		&unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]})
 }
@@ -268,14 +248,14 @@ func (p *tap) run() {
 	}()
 	buf := make([]byte, 640<<10) // the largest packet, merged by GRO (BIG TCP); only what is used is in memory
 	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}, {Fd: int32(p.wake), Events: unix.POLLIN}}
-	swept, asked := time.Now(), time.Now()
+	swept := time.Now()
 	for !p.over.Load() { // it may find something to read each time
-		n, _, err := unix.Recvfrom(p.fd, buf, unix.MSG_DONTWAIT)
+		n, from, err := unix.Recvfrom(p.fd, buf, unix.MSG_DONTWAIT)
 		if err == unix.EAGAIN {
 			fds[0].Revents, fds[1].Revents = 0, 0
 			wait := sweepEvery
-			if len(p.asm.begun) > 0 {
-				wait = askFirst
+			if len(p.asm.begun) > 0 { // which only we change
+				wait = min(wait, max(time.Until(p.asm.due), 0)+time.Millisecond)
 			}
 			if _, err := unix.Poll(fds, int(wait.Milliseconds())); err != nil && err != unix.EINTR {
 				return
@@ -290,19 +270,19 @@ func (p *tap) run() {
 		p.mu.Lock()
 		if err == nil {
 			if s, ok := parseSegment(buf[:n]); ok && (p.ports[s.key.to.Port()] || p.asm.follows(&s)) {
+				if l, ok := from.(*unix.SockaddrLinklayer); ok {
+					s.device = l.Ifindex
+				}
 				if f := p.asm.take(&s, now); f != nil {
 					p.begins(f)
 				}
 			}
 		}
-		if now.Sub(asked) >= askFirst {
-			for _, f := range p.asm.silent(now, p.stands) {
-				p.begins(f)
-			}
-			asked = now
+		for _, f := range p.asm.silent(now, p.w.ask) {
+			p.begins(f)
 		}
 		if now.Sub(swept) >= sweepEvery {
-			p.asm.sweep(now, p.stands)
+			p.asm.sweep(now, p.w.ask)
 			swept = now
 			if p.left > 0 {
 				p.narrowLocked()
@@ -315,9 +295,9 @@ func (p *tap) run() {
 	}
 }
 
-// begins tells of a connection that stands, if it is one to the port that it was made to. Called with mu held.
+// begins tells of a connection that stands, if it is the target's. Called with mu held.
 func (p *tap) begins(f *flow) {
-	if p.nat.redirected(f.key) {
+	if !p.w.ours(f) {
 		p.asm.end(f, errReset)
 		return
 	}
@@ -341,7 +321,7 @@ func (p *ports) mirrored(f *flow) {
 			c := f.copy()
 			go func() {
 				defer p.work.Done()
-				p.carry(s, f.key, c)
+				p.carry(s, flowKey{from: f.there, to: f.here}, c)
 			}()
 		}
 		f.seal()
@@ -437,6 +417,7 @@ type segment struct {
 	seq                uint32
 	syn, ack, fin, rst bool
 	data               []byte
+	device             int // by which it came
 }
 
 // flowKey names a connection in the direction from the client to the target.

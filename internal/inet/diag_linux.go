@@ -41,6 +41,15 @@ const (
 	stateNewSynRecv = 12
 )
 
+// State is how far a TCP connection is.
+type State int
+
+const (
+	Unknown  State = iota // there is none
+	HalfOpen              // its handshake goes on: the last packet is awaited, or the app (TCP_DEFER_ACCEPT, a full queue)
+	Standing              // its handshake is over
+)
+
 // Diag asks the kernel about the sockets of the network namespace that it was opened in (sock_diag(7)). It
 // is for one goroutine at a time.
 type Diag struct {
@@ -120,9 +129,9 @@ func (d *Diag) all(network string) (rows []Row, err error) {
 	return rows, nil
 }
 
-// Stands says whether there is a TCP connection between the two addresses whose handshake is over, the first
-// being its end here.
-func (d *Diag) Stands(here, there netip.AddrPort) (bool, error) {
+// Connection says how far the TCP connection between the two addresses is, the first being its end here. device
+// is the interface by which its packets come, without which sockets that are bound to one are not found.
+func (d *Diag) Connection(here, there netip.AddrPort, device int) (State, error) {
 	q := diagRequest{protocol: unix.IPPROTO_TCP, states: ^uint32(0), family: unix.AF_INET}
 	if here.Addr().Is6() {
 		q.family = unix.AF_INET6
@@ -131,20 +140,22 @@ func (d *Diag) Stands(here, there netip.AddrPort) (bool, error) {
 	binary.BigEndian.PutUint16(q.id.dport[:], there.Port())
 	copy(q.id.src[:], here.Addr().AsSlice())
 	copy(q.id.dst[:], there.Addr().AsSlice())
+	q.id.iface = uint32(device)
 	q.id.cookie = [2]uint32{^uint32(0), ^uint32(0)} // INET_DIAG_NOCOOKIE
-	stands := false
+	state := Unknown
 	err := d.ask(&q, func(m *diagMessage) {
 		switch m.state {
-		case stateSynSent, stateSynRecv, stateNewSynRecv, stateClose: // not yet, or no more
-		case stateListen: // without a connection the kernel finds who would get one
+		case stateClose, stateListen: // without a connection the kernel finds who would get one
+		case stateSynSent, stateSynRecv, stateNewSynRecv:
+			state = HalfOpen
 		default:
-			stands = true
+			state = Standing
 		}
 	})
 	if err == unix.ENOENT {
-		return false, nil
+		return Unknown, nil
 	}
-	return stands, err
+	return state, err
 }
 
 func diag(network string) ([]Row, error) {

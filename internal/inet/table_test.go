@@ -3,11 +3,15 @@
 package inet
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
 	"sort"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Both ways of asking know the sockets that we open, and agree on the ports.
@@ -63,7 +67,7 @@ func TestTheKernelsTablesAgree(t *testing.T) {
 	}
 }
 
-func TestAConnectionStandsFromItsHandshakeToItsEnd(t *testing.T) {
+func TestAConnectionIsKnownFromItsHandshakeToItsEnd(t *testing.T) {
 	d, err := OpenDiag()
 	if err != nil {
 		t.Fatal(err)
@@ -87,9 +91,9 @@ func TestAConnectionStandsFromItsHandshakeToItsEnd(t *testing.T) {
 		nobody := netip.AddrPortFrom(client.Addr(), 1)
 		for _, q := range []struct {
 			here, there netip.AddrPort
-			want        bool
-		}{{called, client, true}, {client, called, true}, {called, nobody, false}, {nobody, client, false}, {called, called, false}} {
-			if got, err := d.Stands(q.here, q.there); got != q.want || err != nil {
+			want        State
+		}{{called, client, Standing}, {client, called, Standing}, {called, nobody, Unknown}, {nobody, client, Unknown}, {called, called, Unknown}} {
+			if got, err := d.Connection(q.here, q.there, 0); got != q.want || err != nil {
 				t.Errorf("%s: %s and %s: %v, %v", at, q.here, q.there, got, err)
 			}
 		}
@@ -101,8 +105,47 @@ func TestAConnectionStandsFromItsHandshakeToItsEnd(t *testing.T) {
 			x.(*net.TCPConn).SetLinger(0)
 			x.Close()
 		}
-		if got, err := d.Stands(called, client); got || err != nil {
+		if got, err := d.Connection(called, client, 0); got != Unknown || err != nil {
 			t.Errorf("%s: after a reset: %v, %v", at, got, err)
+		}
+	}
+}
+
+// What is bound to a device is found by that alone, and what the app defers is half open.
+func TestAConnectionOfADeviceAndOneThatIsDeferred(t *testing.T) {
+	d, err := OpenDiag()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	lo, err := net.InterfaceByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		set  func(fd int) error
+		want State
+	}{
+		{"bound", func(fd int) error { return unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo") }, Standing},
+		{"deferred", func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 30) }, HalfOpen},
+	} {
+		l, err := (&net.ListenConfig{Control: func(_, _ string, x syscall.RawConn) (err error) {
+			cerr := x.Control(func(fd uintptr) { err = c.set(int(fd)) })
+			return errors.Join(cerr, err)
+		}}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		x, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer x.Close()
+		here, there := l.Addr().(*net.TCPAddr).AddrPort(), x.LocalAddr().(*net.TCPAddr).AddrPort()
+		if got, err := d.Connection(here, there, lo.Index); got != c.want || err != nil {
+			t.Errorf("%s: %v, %v", c.name, got, err)
 		}
 	}
 }
