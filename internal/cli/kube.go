@@ -183,7 +183,7 @@ func (a *app) openTarget(ctx context.Context, target string, cf *clusterFlags, a
 		if err != nil {
 			return nil, err
 		}
-		if f := cf.given(); len(f) > 0 && !quiet {
+		if f := cf.given(); len(f) > 0 {
 			fmt.Fprintf(a.stderr, "warning: %s: without effect, %s is on this machine\n", strings.Join(f, ", "), target)
 		}
 		st := &standing{Target: *t}
@@ -201,7 +201,7 @@ func (a *app) openTarget(ctx context.Context, target string, cf *clusterFlags, a
 		return nil, err
 	}
 	if !quiet {
-		o.Notice = func(s string) { fmt.Fprintln(a.stderr, "stead:", s) }
+		o.Notice = func(s string) { fmt.Fprintln(a.stderr, fault.Line("stead: "+s)) }
 	}
 	c, err := a.client(cf)
 	if err != nil {

@@ -76,7 +76,7 @@ func Exit(err error) int {
 // Line returns s as one line of text for a terminal: runs of white space are one space, and other control
 // characters, which names and messages of others might bring, are shown as escapes.
 func Line(s string) string {
-	s = strings.Join(strings.Fields(s), " ")
+	s = strings.Join(strings.Fields(strings.ToValidUTF8(s, "\ufffd")), " ")
 	if strings.IndexFunc(s, unicode.IsControl) < 0 {
 		return s
 	}

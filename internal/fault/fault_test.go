@@ -45,6 +45,7 @@ func TestALineIsOneLineAndHarmless(t *testing.T) {
 		"a name":                         "a name",
 		" two\nlines\tof text\r\n":       "two lines of text",
 		"\x1b[2Jred\x07, \u009b31m, Zoë": `\x1b[2Jred\x07, \x9b31m, Zoë`,
+		"a raw \x9b31m":                  "a raw \ufffd31m",
 		"":                               "",
 	} {
 		if got := Line(in); got != want {

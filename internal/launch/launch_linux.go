@@ -19,7 +19,7 @@
 //
 // The program keeps everything of the caller's: standard streams, process group, session and
 // terminal, every inherited descriptor under its number (make's job server, socket activation).
-// Our own descriptors get numbers above those and never reach it.
+// Our own descriptors get numbers that are free among those and never reach it.
 package launch
 
 import (

@@ -21,11 +21,12 @@ package notify
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -132,14 +133,30 @@ func (s *Supervisor) run() {
 	}
 }
 
-// otherABI tells of a program that we do nothing for, and lets its call pass.
+// otherABI tells of a program that we do nothing for when it connects to the network, and lets its call pass.
 func (s *Supervisor) otherABI(n *sys.Notif) {
-	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", n.PID))
-	if s.l.Valid(n.ID) {
-		s.h.Trouble(fault.With(fmt.Errorf("%s is a program of 32 bits: its connections leave from the laptop, and its names are looked up there", strings.TrimSpace(string(name))),
-			"use one of 64 bits: file PROGRAM says which it is"))
+	defer s.l.Continue(n.ID)
+	at := n.Data.Args[1]
+	if n.Data.Arch != auditArch && uint32(n.Data.NR) == otherSocketcall { // it points to the arguments
+		var args [12]byte
+		if _, err := sys.ReadTask(int(n.PID), at, args[:]); err != nil {
+			return
+		}
+		at = uint64(binary.LittleEndian.Uint32(args[4:]))
 	}
-	s.l.Continue(n.ID)
+	var family [2]byte
+	if _, err := sys.ReadTask(int(n.PID), at, family[:]); err != nil {
+		return
+	}
+	if f := binary.LittleEndian.Uint16(family[:]); f != unix.AF_INET && f != unix.AF_INET6 {
+		return
+	}
+	name, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", n.PID))
+	if err != nil || !s.l.Valid(n.ID) {
+		return
+	}
+	s.h.Trouble(fault.With(fmt.Errorf("%s is a program of 32 bits: its connections leave from the laptop, and its names are looked up there", path.Base(name)),
+		"use one of 64 bits: file PROGRAM says which it is"))
 }
 
 // task is one trapped call.
