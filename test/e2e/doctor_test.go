@@ -60,12 +60,13 @@ func TestDoctorSaysWhatIsThere(t *testing.T) {
 			t.Fatal("the nodes do not tell of the agent's image") // they do so some time after they have it
 		}
 	}
+	node := kubectl("get", "pod", podOf(t, "bare"), "-o", "jsonpath={.spec.nodeName}").stdout
 	laptop := []string{`ok    kernel: \d+\.\d+.*`, `ok    seccomp user notification: there, and nobody else listens`, `(ok|warn)  +/dev/fuse: .*`, `ok    Yama: .*`, `(ok|warn)  +mount namespace: .*`}
 	cluster := []string{`ok    cluster: https://\S+ v1\.\S+`, `ok    rights: all 23 in namespace shop`}
 	t.Run("with a target", func(t *testing.T) {
 		lines(t, tool("doctor", "--target", "deployment/bare"), 0, append(append(laptop, cluster...),
 			`ok    target: deployment/bare: pod bare-\S+, container bare \(the first that is no known sidecar\)`,
-			`ok    node kernel: \d+\.\S+ on node node1`, `ok    agent's image: registry.local/stead-agent:e2e is on node node1`,
+			`ok    node kernel: \d+\.\S+ on node `+node, `ok    agent's image: registry.local/stead-agent:e2e is on node `+node,
 			`ok    the agent's pod: the cluster would take it in namespace shop`)...)
 	})
 	t.Run("without a target", func(t *testing.T) {
@@ -83,7 +84,7 @@ func TestDoctorSaysWhatIsThere(t *testing.T) {
 		lines(t, tool("doctor", "--target", "deployment/bare", "--agent-image", "127.0.0.1:1/none:1"), 0,
 			`warn  agent's image: 127.0.0.1:1/none:1 cannot be looked at from here; the nodes may be able to pull it all the same: .*`)
 		lines(t, tool("doctor", "--target", "deployment/bare", "--agent-image", "127.0.0.1:1/none:1", "--agent-pull-policy", "Never"), 1,
-			`FAIL  agent's image: 127.0.0.1:1/none:1 is not on node node1, and --agent-pull-policy says Never`)
+			`FAIL  agent's image: 127.0.0.1:1/none:1 is not on node `+node+`, and --agent-pull-policy says Never`)
 		lines(t, tool("doctor", "--agent-image", ""), 1, `FAIL  agent's image: none is named`, `      hint: stead agent image --push .*`)
 	})
 	t.Run("a target that is not", func(t *testing.T) {
