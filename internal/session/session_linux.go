@@ -17,7 +17,6 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/stead-dev/stead/internal/fault"
@@ -41,7 +40,7 @@ func Run(ctx context.Context, o Options) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	s := &run{o: o, said: make(map[string]bool), move: make(chan struct{}, 1)}
+	s := &run{o: o, says: newTeller(o.Stderr), move: make(chan struct{}, 1)}
 	defer s.close()
 	// What this machine does for the program goes on while the pod is asked.
 	begun, planned := make(chan error, 1), make(chan *files, 1)
@@ -79,9 +78,7 @@ type run struct {
 	files *files
 	sup   *notify.Supervisor
 	proc  *launch.Process
-
-	mu   sync.Mutex // guards said and the order of lines on Stderr
-	said map[string]bool
+	says  *teller
 }
 
 // close gives back what was taken, in reverse order.
@@ -104,6 +101,7 @@ func (s *run) close() {
 	if s.pods != nil {
 		s.pods.Close()
 	}
+	s.says.close()
 }
 
 // attach reaches the agent, and those beside the target's other pods.
@@ -297,36 +295,23 @@ func (s *run) event(e wire.Event) { s.notice(e.Text) }
 
 // trouble tells what the program's errno cannot; the same line once.
 func (s *run) trouble(err error) {
-	s.once("warning: " + err.Error())
+	s.says.once("warning: " + err.Error())
 	if hint := fault.Hint(err); hint != "" {
-		s.once("hint: " + hint)
+		s.says.once("hint: " + hint)
 	}
 }
 
 func (s *run) notice(text string) {
 	if !s.o.Quiet {
-		s.once("stead: " + text)
+		s.says.once("stead: " + text)
 	}
 }
 
 // tell is notice for what may happen more than once.
 func (s *run) tell(text string) {
-	if s.o.Quiet {
-		return
+	if !s.o.Quiet {
+		s.says.tell("stead: " + text)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	fmt.Fprintln(s.o.Stderr, fault.Line("stead: "+text))
-}
-
-func (s *run) once(line string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.said[line] || len(s.said) > 1000 {
-		return
-	}
-	s.said[line] = true
-	fmt.Fprintln(s.o.Stderr, fault.Line(line))
 }
 
 func getenv(env []string, key string) string {

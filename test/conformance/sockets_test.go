@@ -1,10 +1,15 @@
 package conformance
 
 import (
+	"bytes"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/stead-dev/stead/test/internal/bed"
 )
@@ -49,5 +54,46 @@ for to in ("fd00:244::12", "::1"):
 		if n := strings.Count(r.Stderr, "only TCP and UDP leave from the pod"); n != 1 {
 			t.Errorf("%s: told %d times: %s", kind, n, r.Stderr)
 		}
+	}
+}
+
+// A program whose stderr nobody reads goes on, though there is something to tell of it; natively it would
+// wait only where it writes there itself.
+func TestAProgramWhoseWarningsNobodyReadsGoesOn(t *testing.T) {
+	b := bed.Up(t, stead, "conformance-unread")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	fd := int(w.Fd()) // each call makes it blocking
+	if err := unix.SetNonblock(fd, true); err != nil {
+		t.Fatal(err)
+	}
+	for full := []byte{'.'}; err == nil; {
+		_, err = unix.Write(fd, full)
+	}
+	if err := unix.SetNonblock(fd, false); err != nil {
+		t.Fatal(err)
+	}
+	const text = `
+import socket, urllib.request
+for i in range(3): # told of
+    for family, to in (socket.AF_INET, "10.244.0.12"), (socket.AF_INET6, "fd00:244::12"):
+        try: socket.socket(family, socket.SOCK_RAW, 1).sendto(b"12345678", (to, 0))
+        except OSError as e: print(e.strerror)
+print(urllib.request.urlopen("http://db.shop.svc.cluster.local").status)
+`
+	c := b.Command("exec", "--target", "playground/orders", "--", "python3", "-c", text)
+	var out bytes.Buffer
+	c.Stdout, c.Stderr = &out, w
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop := time.AfterFunc(bed.Limit, func() { c.Process.Signal(syscall.SIGKILL) })
+	err = c.Wait()
+	if want := strings.Repeat("No route to host\n", 6) + "200\n"; err != nil || out.String() != want || !stop.Stop() {
+		t.Errorf("%v: %q, want %q", err, out.String(), want)
 	}
 }
