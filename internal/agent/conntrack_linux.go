@@ -6,37 +6,27 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/stead-dev/stead/internal/inet"
 )
 
 // tracking asks the kernel's connection tracking about single connections of the target's network namespace.
-//
-// The library's socket would not do: the kernel gives the one message of an answer the flag of several
-// (NLM_F_MULTI) and sends no end.
-type tracking struct {
-	fd  int
-	seq uint32
-	buf []byte
-}
+type tracking struct{ n *inet.Netlink }
 
 // newTracking returns nil where the kernel cannot be asked.
 func (t *target) newTracking() *tracking {
-	c := &tracking{buf: make([]byte, 8<<10)}
+	c := &tracking{}
 	err := t.net.Do(func() (err error) {
-		c.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		c.n, err = inet.OpenNetlink(unix.NETLINK_NETFILTER)
 		return err
 	})
 	if err != nil {
 		return nil
 	}
-	// It answers at once, out of the call that asks; should one be lost for want of memory, nobody waits for it.
-	if unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}) != nil {
-		c.close()
-		return nil
-	}
 	// Without the module the kernel looks for it at each question. A connection that there is not is the answer
 	// of one that can be asked.
 	nobody := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 1)
-	if _, err := c.ask(flowKey{nobody, nobody}); err != unix.ENOENT {
+	if err := c.ask(flowKey{nobody, nobody}, func([]byte) {}); err != unix.ENOENT {
 		c.close()
 		return nil
 	}
@@ -45,7 +35,7 @@ func (t *target) newTracking() *tracking {
 
 func (c *tracking) close() {
 	if c != nil {
-		unix.Close(c.fd)
+		c.n.Close()
 	}
 }
 
@@ -67,43 +57,18 @@ func (c *tracking) translated(k flowKey) (here, there netip.AddrPort, ok bool) {
 	if c == nil {
 		return here, there, false
 	}
-	b, err := c.ask(k)
-	if err != nil {
-		return here, there, false
-	}
-	return replyTuple(b)
+	err := c.ask(k, func(b []byte) { here, there, ok = replyTuple(b) })
+	return here, there, ok && err == nil
 }
 
-// ask returns what follows the header of the kernel's answer, valid until the next question.
-func (c *tracking) ask(k flowKey) ([]byte, error) {
-	c.seq++
-	if err := unix.Sendto(c.fd, question(k, c.seq), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return nil, err
-	}
-	for {
-		n, _, err := unix.Recvfrom(c.fd, c.buf, 0)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if n < unix.SizeofNlMsghdr || binary.NativeEndian.Uint32(c.buf[8:]) != c.seq {
-			continue // the answer to an earlier question that was given up
-		}
-		kind, body := binary.NativeEndian.Uint16(c.buf[4:]), c.buf[unix.SizeofNlMsghdr:n]
-		switch {
-		case kind == unix.NFNL_SUBSYS_CTNETLINK<<8|ctNew:
-			return body, nil
-		case kind == unix.NLMSG_ERROR && len(body) >= 4:
-			return nil, unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
-		}
-		return nil, unix.EPROTO
-	}
+// ask calls f with the kernel's answer.
+func (c *tracking) ask(k flowKey, f func([]byte)) error {
+	const subsystem = unix.NFNL_SUBSYS_CTNETLINK << 8
+	return c.n.Ask(subsystem|ctGet, 0, question(k), subsystem|ctNew, f)
 }
 
-// question is the message that asks for the connection with this original tuple.
-func question(k flowKey, seq uint32) []byte {
+// question asks for the connection with this original tuple.
+func question(k flowKey) []byte {
 	family, src, dst := byte(unix.AF_INET), uint16(ctIPv4Src), uint16(ctIPv4Dst)
 	if k.to.Addr().Is6() {
 		family, src, dst = unix.AF_INET6, ctIPv6Src, ctIPv6Dst
@@ -124,15 +89,8 @@ func question(k flowKey, seq uint32) []byte {
 		})
 		return nil
 	})
-	attrs, _ := e.Encode() // these always fit
-	b := make([]byte, unix.SizeofNlMsghdr, 128)
-	b = append(b, family, unix.NFNETLINK_V0, 0, 0) // struct nfgenmsg
-	b = append(b, attrs...)
-	binary.NativeEndian.PutUint32(b, uint32(len(b)))
-	binary.NativeEndian.PutUint16(b[4:], unix.NFNL_SUBSYS_CTNETLINK<<8|ctGet)
-	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST)
-	binary.NativeEndian.PutUint32(b[8:], seq)
-	return b
+	attrs, _ := e.Encode()                                           // these always fit
+	return append([]byte{family, unix.NFNETLINK_V0, 0, 0}, attrs...) // struct nfgenmsg
 }
 
 // replyTuple are the ends of a connection's answers: from whom, and to whom.

@@ -2,7 +2,6 @@ package inet
 
 import (
 	"encoding/binary"
-	"errors"
 	"net/netip"
 	"unsafe"
 
@@ -18,7 +17,6 @@ type (
 		cookie       [2]uint32
 	}
 	diagRequest struct {
-		header                unix.NlMsghdr
 		family, protocol, ext uint8
 		_                     uint8
 		states                uint32
@@ -52,11 +50,7 @@ const (
 
 // Diag asks the kernel about the sockets of the network namespace that it was opened in (sock_diag(7)). It
 // is for one goroutine at a time.
-type Diag struct {
-	fd  int
-	seq uint32
-	buf []byte
-}
+type Diag struct{ n *Netlink }
 
 // OpenDiag fails where the kernel has no sock_diag for TCP.
 func OpenDiag() (*Diag, error) {
@@ -72,43 +66,24 @@ func OpenDiag() (*Diag, error) {
 }
 
 func openDiag() (*Diag, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	n, err := OpenNetlink(unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return nil, err
 	}
-	d := &Diag{fd: fd, buf: make([]byte, 32<<10)}
-	// It answers at once, out of the call that asks; should one be lost for want of memory, nobody waits for it.
-	if err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}); err != nil {
-		d.Close()
-		return nil, err
-	}
-	return d, nil
+	return &Diag{n}, nil
 }
 
-func (d *Diag) Close() { unix.Close(d.fd) }
+func (d *Diag) Close() { d.n.Close() }
 
-// ask sends q and calls f for each socket of the answer.
-func (d *Diag) ask(q *diagRequest, f func(*diagMessage)) error {
-	q.header.Len, q.header.Type = uint32(unsafe.Sizeof(*q)), unix.SOCK_DIAG_BY_FAMILY
-	d.seq++
-	q.header.Seq, q.header.Flags = d.seq, q.header.Flags|unix.NLM_F_REQUEST
-	if err := unix.Sendto(d.fd, unsafe.Slice((*byte)(unsafe.Pointer(q)), unsafe.Sizeof(*q)), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return err
-	}
-	for {
-		n, _, err := unix.Recvfrom(d.fd, d.buf, 0)
-		if err == unix.EINTR {
-			continue
+// ask calls f for each socket of the answer.
+func (d *Diag) ask(q *diagRequest, flags uint16, f func(*diagMessage)) error {
+	body := unsafe.Slice((*byte)(unsafe.Pointer(q)), unsafe.Sizeof(*q))
+	return d.n.Ask(unix.SOCK_DIAG_BY_FAMILY, flags, body, unix.SOCK_DIAG_BY_FAMILY, func(b []byte) {
+		var m diagMessage
+		if copy(unsafe.Slice((*byte)(unsafe.Pointer(&m)), unsafe.Sizeof(m)), b) == int(unsafe.Sizeof(m)) {
+			f(&m)
 		}
-		if err != nil {
-			return err
-		}
-		found := false
-		done, err := parseDiag(d.buf[:n], d.seq, func(m *diagMessage) { found = true; f(m) })
-		if done || err != nil || found && q.header.Flags&unix.NLM_F_DUMP != unix.NLM_F_DUMP {
-			return err
-		}
-	}
+	})
 }
 
 // all are the TCP sockets that listen, or all UDP sockets.
@@ -117,9 +92,8 @@ func (d *Diag) all(network string) (rows []Row, err error) {
 	if network == "udp" {
 		q.protocol, q.states = unix.IPPROTO_UDP, ^uint32(0)
 	}
-	q.header.Flags = unix.NLM_F_DUMP
 	for _, q.family = range []uint8{unix.AF_INET, unix.AF_INET6} {
-		err := d.ask(&q, func(m *diagMessage) {
+		err := d.ask(&q, unix.NLM_F_DUMP, func(m *diagMessage) {
 			rows = append(rows, Row{Port: binary.BigEndian.Uint16(m.id.sport[:]), Inode: uint64(m.inode)})
 		})
 		if err != nil {
@@ -143,7 +117,7 @@ func (d *Diag) Connection(here, there netip.AddrPort, device int) (State, error)
 	q.id.iface = uint32(device)
 	q.id.cookie = [2]uint32{^uint32(0), ^uint32(0)} // INET_DIAG_NOCOOKIE
 	state := Unknown
-	err := d.ask(&q, func(m *diagMessage) {
+	err := d.ask(&q, 0, func(m *diagMessage) {
 		switch m.state {
 		case stateClose, stateListen: // without a connection the kernel finds who would get one
 		case stateSynSent, stateSynRecv, stateNewSynRecv:
@@ -165,39 +139,4 @@ func diag(network string) ([]Row, error) {
 	}
 	defer d.Close()
 	return d.all(network)
-}
-
-// parseDiag reads the messages of one answer to the question seq; done with the dump's last.
-func parseDiag(b []byte, seq uint32, f func(*diagMessage)) (done bool, err error) {
-	const head = unix.SizeofNlMsghdr
-	for len(b) >= head {
-		size := int(binary.NativeEndian.Uint32(b))
-		if size < head || size > len(b) {
-			break
-		}
-		body := b[head:size]
-		switch kind := binary.NativeEndian.Uint16(b[4:]); {
-		case binary.NativeEndian.Uint32(b[8:]) != seq: // of an earlier one, whose answer was given up
-		case kind == unix.NLMSG_DONE:
-			return true, nil
-		case kind == unix.NLMSG_ERROR:
-			if len(body) >= 4 {
-				if e := int32(binary.NativeEndian.Uint32(body)); e != 0 {
-					return true, unix.Errno(-e)
-				}
-			}
-			return true, nil
-		case kind == unix.SOCK_DIAG_BY_FAMILY:
-			var m diagMessage
-			if len(body) >= int(unsafe.Sizeof(m)) {
-				copy(unsafe.Slice((*byte)(unsafe.Pointer(&m)), unsafe.Sizeof(m)), body)
-				f(&m)
-			}
-		}
-		b = b[min((size+3)&^3, len(b)):]
-	}
-	if len(b) > 0 {
-		return true, errors.New("sock_diag: an answer that is cut off")
-	}
-	return false, nil
 }

@@ -153,5 +153,5 @@ func TestAConnectionOfADeviceAndOneThatIsDeferred(t *testing.T) {
 func FuzzAnswersOfSockDiag(f *testing.F) {
 	f.Add([]byte{16, 0, 0, 0, 3, 0, 0, 0})
 	f.Add(make([]byte, 88))
-	f.Fuzz(func(t *testing.T, b []byte) { _, _ = parseDiag(b, 0, func(*diagMessage) {}) })
+	f.Fuzz(func(t *testing.T, b []byte) { _, _ = parse(b, 0, unix.SOCK_DIAG_BY_FAMILY, func([]byte) {}) })
 }
