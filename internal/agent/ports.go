@@ -320,7 +320,7 @@ func (p *ports) caught(e *engine, c net.Conn, called netip.AddrPort) {
 	go func() {
 		defer e.work.Done()
 		remote, _ := addrPortOf(c.RemoteAddr())
-		if s != nil && !s.probes.has(c, remote) {
+		if s != nil && !s.probes.has(p.ctx, c, remote) {
 			st, err := s.x.offer(p.ctx, wire.Incoming{Subscription: s.id, Remote: remote, Local: called})
 			if err == nil {
 				p.log.Debug("a connection goes to the session", "from", remote, "to", called, "holder", s.x.holder)

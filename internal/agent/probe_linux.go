@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/hex"
 	"io"
 	"net"
@@ -19,10 +20,12 @@ import (
 // debugged would have the pod restarted: so these requests are left to the app. A connection is one of
 // them if it comes from an address of the node, and begins with a request for a probe's path by an
 // agent that calls itself kube-probe. Nothing of it is taken before that is known, and whoever does
-// not speak first is kept waiting only if it is the node that calls.
+// not speak first is kept waiting only if it is the node that calls, on a port that speaks HTTP, where
+// clients speak first.
 
-// probeWithin bounds the wait for a first byte from the node.
-const probeWithin = 500 * time.Millisecond
+// probeWithin bounds the wait for a first byte from the node. The kubelet sends one at once, but later if its CPU
+// is taken from it just then; it gives a probe up after a second, if nobody says otherwise (timeoutSeconds).
+const probeWithin = 2 * time.Second
 
 // probes are those of one port.
 type probes struct {
@@ -45,8 +48,8 @@ func newProbes(paths []string) *probes {
 	return p
 }
 
-// has says whether a connection is a probe.
-func (p *probes) has(c net.Conn, from netip.AddrPort) bool {
+// has says whether a connection is a probe. The wait ends with ctx.
+func (p *probes) has(ctx context.Context, c net.Conn, from netip.AddrPort) bool {
 	if p == nil || !slices.Contains(p.node, from.Addr()) {
 		return false
 	}
@@ -58,8 +61,16 @@ func (p *probes) has(c net.Conn, from netip.AddrPort) bool {
 	if err != nil {
 		return false
 	}
-	_ = t.SetReadDeadline(time.Now().Add(probeWithin))
+	ctx, cancel := context.WithTimeout(ctx, probeWithin)
 	defer t.SetReadDeadline(time.Time{})
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { _ = t.SetReadDeadline(time.Unix(1, 0)); close(woken) })
+	defer func() {
+		if !stop() {
+			<-woken // it sets no deadline from now on
+		}
+		cancel()
+	}()
 	head, n := make([]byte, 2048), 0
 	err = raw.Read(func(fd uintptr) bool {
 		var err error

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -56,18 +57,24 @@ func TestLookingForAProbeTakesNothing(t *testing.T) {
 	defer l.Close()
 	p := &probes{paths: []string{"/healthz"}, node: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}
 	const request = "GET /healthz HTTP/1.1\r\nUser-Agent: kube-probe/1.34\r\n\r\n"
+	ended, end := context.WithCancel(t.Context())
+	end()
 	for _, c := range []struct {
 		says   string
+		late   time.Duration
 		closes bool
 		who    *probes
+		ctx    context.Context
 		want   bool
 	}{
-		{request, false, p, true},
-		{"hello", false, p, false},
-		{"", false, p, false},
-		{"", true, p, false},
-		{request, false, &probes{paths: p.paths}, false},
-		{request, false, nil, false},
+		{says: request, who: p, want: true},
+		{says: request, who: p, late: 600 * time.Millisecond, want: true},
+		{says: "hello", who: p},
+		{says: "", who: p},
+		{says: "", who: p, ctx: ended},
+		{says: "", who: p, closes: true},
+		{says: request, who: &probes{paths: p.paths}},
+		{says: request, who: nil},
 	} {
 		client, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
@@ -77,14 +84,26 @@ func TestLookingForAProbeTakesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprint(client, c.says)
-		if c.closes {
-			client.(*net.TCPConn).CloseWrite()
-		}
+		said := make(chan struct{})
+		go func() {
+			defer close(said)
+			time.Sleep(c.late)
+			fmt.Fprint(client, c.says)
+			if c.closes {
+				client.(*net.TCPConn).CloseWrite()
+			}
+		}()
 		from, _ := addrPortOf(s.RemoteAddr())
-		if got := c.who.has(s, from); got != c.want {
+		if c.ctx == nil {
+			c.ctx = t.Context()
+		}
+		if c.late == 0 {
+			<-said
+		}
+		if got := c.who.has(c.ctx, s, from); got != c.want {
 			t.Errorf("%q: %v", c.says, got)
 		}
+		<-said
 		client.(*net.TCPConn).CloseWrite()
 		s.SetReadDeadline(time.Now().Add(30 * time.Second))
 		b := make([]byte, 1000)
