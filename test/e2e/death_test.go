@@ -52,7 +52,7 @@ func TestProgramsGoOnThroughRestartsOfTheAPIServerAndTheKubelet(t *testing.T) {
 	talker := talk(t, "deployment/bare", 100000)
 	served(t, thief, "http://bare/before", 10)
 	stolen, copies := thief.collect(), mirror.collect()
-	node := kubectl("get", "pod", pod, "-o", "jsonpath={.spec.nodeName}").stdout
+	node := nodeOf(t, namespace, pod)
 	spoken := 1
 	for _, c := range []struct{ part, node string }{{"apiserver", "node1"}, {"kubelet", node}} {
 		t.Run(c.part, func(t *testing.T) {

@@ -5,6 +5,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -60,7 +61,7 @@ func TestDoctorSaysWhatIsThere(t *testing.T) {
 			t.Fatal("the nodes do not tell of the agent's image") // they do so some time after they have it
 		}
 	}
-	node := kubectl("get", "pod", podOf(t, "bare"), "-o", "jsonpath={.spec.nodeName}").stdout
+	node := nodeOf(t, namespace, podOf(t, "bare"))
 	laptop := []string{`ok    kernel: \d+\.\d+.*`, `ok    seccomp user notification: there, and nobody else listens`, `(ok|warn)  +/dev/fuse: .*`, `ok    Yama: .*`, `(ok|warn)  +mount namespace: .*`}
 	cluster := []string{`ok    cluster: https://\S+ v1\.\S+`, `ok    rights: all 23 in namespace shop`}
 	t.Run("with a target", func(t *testing.T) {
@@ -131,7 +132,8 @@ func TestDoctorSaysWhatTheClusterWouldRefuse(t *testing.T) {
 	if r := apply(inside(ns, "rbac", "--user", eve, "--nodes").stdout); r.code != 0 {
 		t.Fatal(r.stderr)
 	}
-	lines(t, inside(ns, "doctor", "--as", eve, "--target", "pod/app"), 1, `ok    node kernel: .* on node node1`, `ok    agent's image: \S+ is on node node1`)
+	node := nodeOf(t, ns, "app")
+	lines(t, inside(ns, "doctor", "--as", eve, "--target", "pod/app"), 1, `ok    node kernel: .* on node `+node, `ok    agent's image: \S+ is on node `+node)
 }
 
 // Two Roles, one beside the targets and one where the agents are, are enough for all of it.
@@ -339,6 +341,8 @@ func TestTargetsAreListedInEveryForm(t *testing.T) {
 func TestAPullThatTakesLongIsToldMeanwhile(t *testing.T) {
 	hole := exec.Command(filepath.Join(bed.Root(), "test/cluster/cluster.sh"), "net", "python3", "-c",
 		`import socket,sys; s=socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(("127.0.0.1",5998)); s.listen(64); print("there", flush=True); sys.stdin.read()`)
+	node := nodeOf(t, namespace, "db-0")
+	hole.Env = append(os.Environ(), "I="+strings.TrimPrefix(node, "node"))
 	in, err := hole.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -355,7 +359,7 @@ func TestAPullThatTakesLongIsToldMeanwhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := command("", stead, "exec", "-n", namespace, "--target", "statefulset/db", "--no-incoming", "--agent-image", "127.0.0.1:5998/stead-agent:1", "--agent-startup-timeout", "12s", "--", "true")
-	if r.code != 125 || !regexp.MustCompile(`(?m)^stead: still pulling image 127.0.0.1:5998/stead-agent:1 on node node1 \([5-9] s\)$`).MatchString(r.stderr) {
+	if r.code != 125 || !regexp.MustCompile(`(?m)^stead: still pulling image 127.0.0.1:5998/stead-agent:1 on node `+node+` \([5-9] s\)$`).MatchString(r.stderr) {
 		t.Errorf("exit code %d: %s", r.code, r.stderr)
 	}
 	in.Close() // the kubelet keeps the pod for as long as it pulls

@@ -133,6 +133,13 @@ func furnish() error {
 	if _, err := cluster("load", appTar, agentTar); err != nil {
 		return err
 	}
+	// Of two nodes the scheduler is to take the one without the API server wherever it is free, and the same
+	// one in each run.
+	if lastNode != "node1" {
+		if r := kubectl("taint", "node", "node1", "stead.dev/e2e=elsewhere:PreferNoSchedule", "--overwrite"); r.code != 0 {
+			return errors.New(r.stderr)
+		}
+	}
 	b, err := os.ReadFile(filepath.Join(bed.Root(), "test/e2e/shop.yaml"))
 	if err != nil {
 		return err
@@ -216,6 +223,16 @@ func podOf(t *testing.T, app string) string {
 		t.Fatalf("no pod of %s: %s", app, r.stderr)
 	}
 	return names[0]
+}
+
+// nodeOf is the node of a pod: the scheduler chooses it, another one each time.
+func nodeOf(t *testing.T, ns, pod string) string {
+	t.Helper()
+	r := kubectl("get", "pod", pod, "-n", ns, "-o", "jsonpath={.spec.nodeName}")
+	if r.code != 0 || r.stdout == "" {
+		t.Fatalf("the node of %s/%s: %s", ns, pod, r.stderr)
+	}
+	return r.stdout
 }
 
 // How long something of ours may stay in the cluster after the last session: where the agent knows that

@@ -170,7 +170,7 @@ func TestRealProgramsServeTheRequestsOfTheService(t *testing.T) {
 	client := kubectl("get", "pod", "client", "-o", "jsonpath={.status.podIP}").stdout
 	replicas, nodes := podsOf(t, "orders"), make(map[string]bool)
 	for p := range replicas {
-		nodes[kubectl("get", "pod", p, "-o", "jsonpath={.spec.nodeName}").stdout] = true
+		nodes[nodeOf(t, namespace, p)] = true
 	}
 	if len(replicas) != 2 || lastNode != "node1" && len(nodes) != 2 {
 		t.Fatalf("replicas %v on %v", replicas, nodes)

@@ -44,17 +44,27 @@ func probe(t *testing.T) *probed {
 	return p
 }
 
-// state is how often the container was started, and since when the pod is ready.
+// state is how often the container was started, and whether and since when the pod is ready. The API server
+// may be busy for a moment.
 func (p *probed) state() string {
-	return kubectl("get", "pod", p.pod, "-o", `jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready} {.status.conditions[?(@.type=="Ready")].lastTransitionTime}`).stdout
+	p.t.Helper()
+	for end := time.Now().Add(limit); ; time.Sleep(time.Second) {
+		r := kubectl("get", "pod", p.pod, "-o", `jsonpath={.status.containerStatuses[0].restartCount} {range .status.conditions[?(@.type=="Ready")]}{.status} {.lastTransitionTime}{end}`)
+		if r.code == 0 {
+			return r.stdout
+		}
+		if p.t.Logf("exit code %d: %s", r.code, r.stderr); time.Now().After(end) {
+			p.t.FailNow()
+		}
+	}
 }
 
 // stays waits for a multiple of what the kubelet takes to see that something is wrong.
 func (p *probed) stays(what string) {
 	p.t.Helper()
 	for end := time.Now().Add(8 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
-		if now := p.state(); now != p.then || !strings.Contains(now, "true") {
-			p.t.Fatalf("%s: before %q, now %q", what, p.then, now)
+		if now := p.state(); now != p.then || !strings.Contains(now, "True") {
+			p.t.Fatalf("%s: before %q, now %q; %s", what, p.then, now, kubectl("events", "--for", "pod/"+p.pod).stdout)
 		}
 	}
 }

@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// agentStatus reads /proc/PID/status of the one agent that runs on the node, as the kernel tells it.
-func agentStatus(t *testing.T) map[string]string {
+// agentStatus reads /proc/PID/status of the one agent that runs on a pod's node, as the kernel tells it.
+func agentStatus(t *testing.T, pod string) map[string]string {
 	t.Helper()
-	out, err := cluster("enter", "bash", "-c",
+	out, err := clusterAt(nodeOf(t, namespace, pod), "enter", "bash", "-c",
 		`for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' < $p/cmdline 2>/dev/null | cut -c1-28)" = "/stead-agent --container-id " ] && cat $p/status; done; true`)
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +47,7 @@ func TestTheAgentHasTheRightsThatAreSaidAndNoOthers(t *testing.T) {
 		t.Run(form, func(t *testing.T) {
 			s := begin(t, "statefulset/db", []string{"--no-incoming", "--agent", form}, "sh", "-c", "echo there; exec sleep 100")
 			s.expect("there")
-			status := agentStatus(t)
+			status := agentStatus(t, "db-0")
 			for _, set := range []string{"CapPrm", "CapEff", "CapBnd"} {
 				if got, err := strconv.ParseUint(status[set], 16, 64); err != nil || got != want {
 					t.Errorf("%s is %s, want %016x", set, status[set], want)
@@ -70,7 +70,7 @@ func TestTheAgentHasTheRightsThatAreSaidAndNoOthers(t *testing.T) {
 	t.Run("seccomp can be left out", func(t *testing.T) {
 		s := begin(t, "statefulset/db", []string{"--no-incoming", "--agent-seccomp", "Unconfined"}, "sh", "-c", "echo there; exec sleep 100")
 		s.expect("there")
-		if status := agentStatus(t); status["Seccomp"] != "0" {
+		if status := agentStatus(t, "db-0"); status["Seccomp"] != "0" {
 			t.Errorf("Seccomp is %s", status["Seccomp"])
 		}
 		s.cmd.Process.Signal(interrupt)
