@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -64,8 +65,13 @@ cannot be executed, 127 when it was not found.`,
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
+			err := a.exec(c.Context(), &f, args)
+			var limit syscall.Rlimit
+			if errors.Is(err, syscall.EMFILE) && syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) == nil {
+				err = fault.With(err, fmt.Sprintf("ulimit -n 65536 (at most %d files can be open here; each of the program's connections takes some)", limit.Max))
+			}
 			// What nobody had an advice for: doctor looks whether this machine and the target have what is needed.
-			return fault.With(a.exec(c.Context(), &f, args), "stead doctor --target "+cmp.Or(f.target, "TARGET"))
+			return fault.With(err, "stead doctor --target "+cmp.Or(f.target, "TARGET"))
 		},
 	}
 	// Flags after PROGRAM are PROGRAM's, with and without "--".

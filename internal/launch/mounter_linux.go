@@ -74,13 +74,17 @@ func byMounter(what string, count int, uids, gids syscall.SysProcIDMap) (fds []i
 		return nil, err
 	}
 	b, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(8))
-	var n, oobn int
+	var n, oobn, flags int
 	rerr := raw.Read(func(fd uintptr) bool {
-		n, oobn, _, _, err = unix.Recvmsg(int(fd), b, oob, unix.MSG_CMSG_CLOEXEC)
+		n, oobn, flags, _, err = unix.Recvmsg(int(fd), b, oob, unix.MSG_CMSG_CLOEXEC)
 		return err != unix.EAGAIN
 	})
 	if err = errors.Join(rerr, err); err != nil {
 		return nil, fmt.Errorf("mounter: %w", err)
+	}
+	if flags&unix.MSG_CTRUNC != 0 { // there was no number for one of them
+		closeRights(oob[:oobn])
+		return nil, &mountns.Unavailable{Step: "take the mounts", Err: unix.EMFILE}
 	}
 	if oobn == 0 {
 		if n < 4 {
@@ -90,14 +94,28 @@ func byMounter(what string, count int, uids, gids syscall.SysProcIDMap) (fds []i
 		return nil, &mountns.Unavailable{Step: string(b[4:n]), Err: errno}
 	}
 	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil || len(msgs) != 1 {
-		return nil, fmt.Errorf("mounter: its descriptors: %w", err)
+	if err == nil && len(msgs) == 1 {
+		fds, err = unix.ParseUnixRights(&msgs[0])
 	}
-	fds, err = unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) != count {
+	if err == nil && len(fds) != count {
+		closeRights(oob[:oobn])
+		err = fmt.Errorf("%d instead of %d", len(fds), count)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("mounter: its descriptors: %w", err)
 	}
 	return fds, nil
+}
+
+// closeRights closes the descriptors that came with a message.
+func closeRights(oob []byte) {
+	msgs, _ := unix.ParseSocketControlMessage(oob)
+	for i := range msgs {
+		fds, _ := unix.ParseUnixRights(&msgs[i])
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	}
 }
 
 // mounterMain is the helper: its descriptor is the socket to the session.

@@ -426,13 +426,17 @@ func ExecFault(name string, errno unix.Errno) error {
 	}
 }
 
-// launcherFault explains what stopped the guard's launcher.
+// launcherFault explains what stopped the guard's launcher: text is what failed and why, by errno if it is
+// not 0.
 func launcherFault(errno unix.Errno, text string) error {
 	err := errors.New(text)
+	if what, ok := strings.CutSuffix(text, ": "+errno.Error()); ok {
+		err, text = fmt.Errorf("%s: %w", what, errno), what
+	}
 	if rest, ok := strings.CutPrefix(text, enterMount+": "); ok {
 		return &mountns.Unavailable{Step: rest, Err: errno}
 	}
-	if strings.HasPrefix(text, makeNamespaces+": ") {
+	if strings.HasPrefix(text, makeNamespaces) {
 		return &mountns.Unavailable{Step: makeNamespaces, Err: errno}
 	}
 	if strings.HasPrefix(text, "install seccomp filter") {

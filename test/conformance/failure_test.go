@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,7 +24,7 @@ func failed(t *testing.T, r bed.Result, code int, says string) {
 	}
 	// stead itself, a shell's builtin, commands of machines that this one need not be, any that it has.
 	command := strings.Fields(lines[1])[1]
-	if _, err := exec.LookPath(command); err != nil && !slices.Contains([]string{"stead", "cd", "sudo", "sysctl", "docker", "kubectl", "file"}, command) {
+	if _, err := exec.LookPath(command); err != nil && !slices.Contains([]string{"stead", "cd", "ulimit", "sudo", "sysctl", "docker", "kubectl", "file"}, command) {
 		t.Errorf("the hint begins with no command: %s", lines[1])
 	}
 }
@@ -97,6 +98,34 @@ func TestWhatGoesWrongIsOneErrorOneCommandAndAnExitCode(t *testing.T) {
 	}
 	down := &bed.Bed{Stead: stead, T: t, Env: append(os.Environ(), "STEAD_PLAYGROUND=never-up")}
 	failed(t, down.Exec(nil, "true"), 125, "the playground is not up")
+}
+
+// Where a process may open few files, stead says so, or does what it can.
+func TestFewDescriptorsAreExplained(t *testing.T) {
+	t.Parallel()
+	b := bed.Up(t, stead, "conformance-few")
+	for _, n := range []int{12, 14, 16, 18, 20, 22, 24, 32, 48, 96} {
+		b.Before = []string{"prlimit", fmt.Sprintf("--nofile=%d:%d", n, n), "--"}
+		r := b.Exec(nil, "sh", "-c", "exit 42")
+		var warnings, rest []string
+		for _, l := range strings.SplitAfter(strings.TrimSuffix(r.Stderr, "\n"), "\n") {
+			if strings.HasPrefix(l, "warning: ") {
+				warnings = append(warnings, l)
+			} else {
+				rest = append(rest, l)
+			}
+		}
+		if strings.Count(strings.Join(warnings, ""), "too many open files") != len(warnings) {
+			t.Errorf("%d files: warnings %q", n, warnings)
+		}
+		if r.Code == 42 {
+			continue
+		}
+		r.Stderr = strings.Join(rest, "")
+		if failed(t, r, 125, ""); n >= 32 || !strings.Contains(r.Stderr, "too many open files\nhint: ulimit -n ") {
+			t.Errorf("%d files: exit code %d: %s", n, r.Code, r.Stderr)
+		}
+	}
 }
 
 func TestFlagsWithoutEffectAreToldOf(t *testing.T) {

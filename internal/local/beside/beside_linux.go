@@ -99,8 +99,8 @@ func (a *Agent) start(pid int, argv []string, control *os.File) error {
 func (a *Agent) Exited() <-chan struct{} { return a.exited }
 
 // Dial passes a fresh transport to the agent; it is a tunnel.Dialer.
-func (a *Agent) Dial(context.Context) (net.Conn, error) {
-	f, err := a.Transport()
+func (a *Agent) Dial(ctx context.Context) (net.Conn, error) {
+	f, err := a.Transport(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -109,8 +109,8 @@ func (a *Agent) Dial(context.Context) (net.Conn, error) {
 }
 
 // Transport passes one end of a fresh socket pair to the agent and returns the other.
-func (a *Agent) Transport() (*os.File, error) {
-	if err := a.stands(); err != nil {
+func (a *Agent) Transport(ctx context.Context) (*os.File, error) {
+	if err := a.stands(ctx); err != nil {
 		return nil, err
 	}
 	ours, theirs, err := Socketpair(unix.SOCK_STREAM)
@@ -131,12 +131,17 @@ func (a *Agent) Transport() (*os.File, error) {
 // startTimeout bounds the wait for the agent to stand beside its target.
 const startTimeout = 30 * time.Second
 
-// stands waits until the agent stands beside its target.
-func (a *Agent) stands() error {
+// stands waits until the agent stands beside its target. An agent that somebody has given up on is not
+// waited for again.
+func (a *Agent) stands(ctx context.Context) error {
 	a.ready.Do(func() {
-		_ = a.control.SetReadDeadline(time.Now().Add(startTimeout))
+		ctx, cancel := context.WithTimeout(ctx, startTimeout)
+		defer cancel()
+		defer context.AfterFunc(ctx, func() { _ = a.control.SetReadDeadline(time.Unix(1, 0)) })()
 		if n, err := a.control.Read(make([]byte, 1)); n == 0 {
-			a.unfit = a.why(err)
+			if a.unfit = ctx.Err(); a.unfit == nil || errors.Is(a.unfit, context.DeadlineExceeded) {
+				a.unfit = a.why(err)
+			}
 		}
 	})
 	return a.unfit

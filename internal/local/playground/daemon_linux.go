@@ -1,6 +1,7 @@
 package playground
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -293,7 +294,7 @@ func (d *daemon) dial(name string) (*os.File, error) {
 	}
 	for fresh := false; ; fresh = true {
 		if p.agent != nil {
-			f, err := p.agent.Transport()
+			f, err := p.agent.Transport(context.Background())
 			if err == nil || fresh {
 				return f, err
 			}

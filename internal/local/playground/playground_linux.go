@@ -243,7 +243,7 @@ func Dial(ctx context.Context, pod string) (net.Conn, error) {
 	}
 	if len(fds) != 1 {
 		closeAll(fds)
-		return nil, errors.New("playground's daemon sent no connection")
+		return nil, fmt.Errorf("take the connection of the playground's daemon: %w", unix.EMFILE) // it has sent one, for which we had no number
 	}
 	_ = unix.SetNonblock(fds[0], true)
 	f := os.NewFile(uintptr(fds[0]), "agent")
