@@ -55,6 +55,8 @@ func TestMain(m *testing.M) {
 			lookAt(os.Args[2:])
 			io.Copy(io.Discard, os.Stdin)
 			os.Exit(0)
+		case "hang":
+			os.Exit(hang(os.Args[2]))
 		case "room":
 			io.Copy(io.Discard, os.Stdin)
 			os.Exit(0)

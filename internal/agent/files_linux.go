@@ -6,6 +6,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,9 +21,14 @@ import (
 
 const (
 	maxFileWorkers = 32
+	maxSlow        = 100 // workers beyond those, that wait for a volume which hangs
 	maxHandles     = 4096
 	resolve        = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 )
+
+// slow is how long a request may take before its worker counts for one that waits for a volume that does
+// not answer, as one of a network may do for ever: the requests for all others go on past it.
+const slow = time.Second
 
 // fileServer serves one stream. Requests are answered by a bounded number of goroutines, each
 // answer written with one Write.
@@ -54,24 +60,44 @@ func serveFiles(ctx context.Context, st tunnel.Stream, root int, who *rights) {
 	stop := context.AfterFunc(ctx, func() { st.Reset(0) })
 	defer stop()
 	var work sync.WaitGroup
-	slots := make(chan struct{}, maxFileWorkers)
+	slots, late := make(chan struct{}, maxFileWorkers), make(chan struct{}, maxSlow)
 	for {
 		q, err := wire.ReadFileRequest(st)
 		if err != nil {
 			break
 		}
-		slots <- struct{}{}
-		work.Add(1)
-		go func() {
-			defer work.Done()
-			defer func() { <-slots }()
-			f.serve(&fileCall{FileRequest: q})
-		}()
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			continue // the stream is reset
+		}
+		work.Go(func() {
+			hangs := time.AfterFunc(slow, func() {
+				late <- struct{}{} // with too many of them the slot stays taken
+				<-slots
+			})
+			b := f.answer(&fileCall{FileRequest: q})
+			if !hangs.Stop() {
+				<-late
+				slots <- struct{}{}
+			}
+			f.say(b)
+			<-slots
+		})
 	}
-	work.Wait()
 	st.Close()
-	for _, h := range f.handles {
-		h.Close()
+	// Who still waits for a volume holds nobody up: neither the session's end nor the agent's.
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		work.Wait()
+		for _, h := range f.handles {
+			h.Close()
+		}
+	}()
+	select {
+	case <-over:
+	case <-time.After(2 * slow):
 	}
 }
 
@@ -91,7 +117,8 @@ var fileOps = [...]struct {
 	wire.FileClose:    {(*fileServer).close, false},
 }
 
-func (f *fileServer) serve(q *fileCall) {
+// answer does what is asked; the answer is one of answers.
+func (f *fileServer) answer(q *fileCall) *[]byte {
 	p := answers.Get().(*[]byte)
 	b := wire.BeginFileAnswer((*p)[:0], q.ID, 0)
 	err := error(unix.ENOSYS)
@@ -114,12 +141,15 @@ func (f *fileServer) serve(q *fileCall) {
 		}
 		b = wire.BeginFileAnswer(b[:0], q.ID, uint32(errno))
 	}
-	b = wire.EndFileAnswer(b)
+	*p = wire.EndFileAnswer(b)
+	return p
+}
+
+func (f *fileServer) say(p *[]byte) {
 	f.write.Lock()
-	_, _ = f.st.Write(b)
+	_, _ = f.st.Write(*p)
 	f.write.Unlock()
-	if cap(b) <= 2*wire.MaxFileRead {
-		*p = b
+	if cap(*p) <= 2*wire.MaxFileRead {
 		answers.Put(p)
 	}
 }
