@@ -72,12 +72,15 @@ func (p *probes) has(ctx context.Context, c net.Conn, from netip.AddrPort) bool 
 		cancel()
 	}()
 	head, n := make([]byte, 2048), 0
-	err = raw.Read(func(fd uintptr) bool {
+	peek := func(fd uintptr) bool {
 		var err error
 		n, _, err = unix.Recvfrom(int(fd), head, unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		return err != unix.EAGAIN && err != unix.EINTR
-	})
-	return err == nil && n > 0 && isProbe(head[:n], p.paths)
+	}
+	if raw.Read(peek) != nil { // the time is over, which may be because we got no CPU ourselves
+		_ = raw.Control(func(fd uintptr) { peek(fd) })
+	}
+	return n > 0 && isProbe(head[:n], p.paths)
 }
 
 // isProbe says whether a request's head is that of a probe of one of the paths. The kubelet sends it in
