@@ -49,6 +49,7 @@ type server struct {
 	work   sync.WaitGroup
 	live   atomic.Int32 // sessions
 	change chan struct{}
+	late   chan struct{} // requests for files of a volume that hangs
 }
 
 const defaultLinger = 10 * time.Second
@@ -69,7 +70,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	defer t.close()
 	c.Log.Info("agent begins", "pid", c.PID, "build", c.Build)
-	s := &server{c: c, target: t, tun: tunnel.NewServer(tunnel.Options{Resume: c.Resume}), change: make(chan struct{}, 1)}
+	s := &server{c: c, target: t, tun: tunnel.NewServer(tunnel.Options{Resume: c.Resume}), change: make(chan struct{}, 1), late: make(chan struct{}, maxSlow)}
 	s.ports = newPorts(t, c.Steal, c.Log)
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {

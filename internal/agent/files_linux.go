@@ -40,12 +40,12 @@ type fileServer struct {
 	write sync.Mutex
 
 	mu      sync.Mutex
-	handles map[uint64]*os.File
+	handles map[uint64]*os.File // nil after the end
 	next    uint64
 }
 
 func (x *session) files(ctx context.Context, st tunnel.Stream, _ *wire.Open) {
-	serveFiles(ctx, st, int(x.s.target.root.Fd()), &x.s.target.rights)
+	serveFiles(ctx, st, int(x.s.target.root.Fd()), &x.s.target.rights, x.s.late)
 }
 
 // fileCall is one request; by is set where the agent's own rights stand for the target's.
@@ -54,13 +54,14 @@ type fileCall struct {
 	by *identity
 }
 
-// serveFiles answers requests until the stream ends.
-func serveFiles(ctx context.Context, st tunnel.Stream, root int, who *rights) {
+// serveFiles answers requests until the stream ends. late holds those workers of all streams that wait for a
+// volume which hangs; it has room for maxSlow.
+func serveFiles(ctx context.Context, st tunnel.Stream, root int, who *rights, late chan struct{}) {
 	f := &fileServer{root: root, who: who, st: st, handles: make(map[uint64]*os.File)}
 	stop := context.AfterFunc(ctx, func() { st.Reset(0) })
 	defer stop()
 	var work sync.WaitGroup
-	slots, late := make(chan struct{}, maxFileWorkers), make(chan struct{}, maxSlow)
+	slots := make(chan struct{}, maxFileWorkers)
 	for {
 		q, err := wire.ReadFileRequest(st)
 		if err != nil {
@@ -77,27 +78,32 @@ func serveFiles(ctx context.Context, st tunnel.Stream, root int, who *rights) {
 				<-slots
 			})
 			b := f.answer(&fileCall{FileRequest: q})
-			if !hangs.Stop() {
+			if hangs.Stop() {
+				f.say(b)
+				<-slots
+			} else {
 				<-late
-				slots <- struct{}{}
+				f.say(b)
 			}
-			f.say(b)
-			<-slots
 		})
 	}
 	st.Close()
+	f.mu.Lock()
+	handles := f.handles
+	f.handles = nil
+	f.mu.Unlock()
 	// Who still waits for a volume holds nobody up: neither the session's end nor the agent's.
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
-		work.Wait()
-		for _, h := range f.handles {
-			h.Close()
+		for _, h := range handles {
+			work.Go(func() { h.Close() })
 		}
+		work.Wait()
 	}()
 	select {
 	case <-over:
-	case <-time.After(2 * slow):
+	case <-time.After(slow / 10):
 	}
 }
 
@@ -333,7 +339,7 @@ func (f *fileServer) open(q *fileCall, b []byte) ([]byte, error) {
 		return b, unix.ESTALE
 	}
 	f.mu.Lock()
-	if len(f.handles) >= maxHandles {
+	if f.handles == nil || len(f.handles) >= maxHandles {
 		f.mu.Unlock()
 		file.Close()
 		return b, unix.ENFILE

@@ -74,6 +74,10 @@ func TestAVolumeThatHangsHoldsNobodyElseUp(t *testing.T) {
 			hung <- errno
 		}()
 	}
+	within(t, "each of the calls waits in the kernel", func() bool {
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", a.PID))
+		return err == nil && len(threads) > 50
+	})
 	for range 100 {
 		done, stop := context.WithTimeout(t.Context(), 30*time.Second)
 		if a, errno := files.Stat(done, "/"); errno != 0 || a.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -99,4 +103,7 @@ func TestAVolumeThatHangsHoldsNobodyElseUp(t *testing.T) {
 		}
 		return true
 	})
+	if a.Close(); a.Err() != nil {
+		t.Errorf("the agent ended with %v", a.Err())
+	}
 }

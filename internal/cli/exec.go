@@ -68,7 +68,9 @@ cannot be executed, 127 when it was not found.`,
 			err := a.exec(c.Context(), &f, args)
 			var limit syscall.Rlimit
 			if errors.Is(err, syscall.EMFILE) && syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) == nil {
-				err = fault.With(err, fmt.Sprintf("ulimit -n 65536 (at most %d files can be open here; each of the program's connections takes some)", limit.Max))
+				// Whoever failed had another reason in mind.
+				err = &fault.Error{Err: err, Exit: fault.Exit(err),
+					Hint: fmt.Sprintf("sudo prlimit --nofile=65536 --pid $$ (for this shell, where at most %d files can be open; each of the program's connections takes some)", limit.Max)}
 			}
 			// What nobody had an advice for: doctor looks whether this machine and the target have what is needed.
 			return fault.With(err, "stead doctor --target "+cmp.Or(f.target, "TARGET"))
@@ -122,7 +124,7 @@ func (a *app) exec(ctx context.Context, f *execFlags, argv []string) error {
 	if !f.stealProbes {
 		o.Probes = t.probes
 	}
-	o.Dial, o.Build, o.Target, o.Argv, o.Env, o.Stderr = t.Dial, Version, f.target, argv, a.env, a.stderr
+	o.Dial, o.Build, o.Target, o.Argv, o.Env, o.Says = t.Dial, Version, f.target, argv, a.env, a.says
 	code, err := session.Run(ctx, o)
 	if err != nil {
 		return err

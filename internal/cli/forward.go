@@ -46,7 +46,7 @@ func (a *app) withTarget(ctx context.Context, tf *targetFlags, mode wire.Mode, f
 	if w := ofNode(t.pod, t.node, mode); w != "" {
 		fmt.Fprintln(a.stderr, "warning:", w)
 	}
-	return f(ctx, forward.Options{Dial: t.Dial, Pod: t.pod, Pods: t.pods, Follow: tf.follow, Build: Version, Target: tf.target, Log: a.stderr})
+	return f(ctx, forward.Options{Dial: t.Dial, Pod: t.pod, Pods: t.pods, Follow: tf.follow, Build: Version, Target: tf.target, Says: a.says})
 }
 
 func newPortForwardCommand(a *app) *cobra.Command {

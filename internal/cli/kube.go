@@ -201,7 +201,7 @@ func (a *app) openTarget(ctx context.Context, target string, cf *clusterFlags, a
 		return nil, err
 	}
 	if !quiet {
-		o.Notice = func(s string) { fmt.Fprintln(a.stderr, fault.Line("stead: "+s)) }
+		o.Notice = func(s string) { a.says.Say("stead: " + s) }
 	}
 	c, err := a.client(cf)
 	if err != nil {

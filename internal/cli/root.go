@@ -16,13 +16,15 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/stead-dev/stead/internal/fault"
+	"github.com/stead-dev/stead/internal/tell"
 )
 
 // app is what the commands share of the process they run in, so that a test can run them in its own.
 type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
-	env            []string // KEY=value, as os.Environ gives it
+	env            []string     // KEY=value, as os.Environ gives it
+	says           *tell.Teller // on stderr
 }
 
 // Run executes the command line args (without the program's name) and returns the exit code.
@@ -31,13 +33,14 @@ func Run(ctx context.Context, args, env []string, stdin io.Reader, stdout, stder
 	if code, handled := helper(args, stdout, stderr); handled {
 		return code
 	}
-	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, env: env}
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, env: env, says: tell.New(stderr)}
 	root := newRoot(a)
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
+	a.says.Close()
 	var code exitCode
 	if errors.As(err, &code) {
 		return int(code)

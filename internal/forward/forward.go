@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"strconv"
@@ -18,6 +17,7 @@ import (
 	"github.com/stead-dev/stead/internal/fault"
 	"github.com/stead-dev/stead/internal/session/pod"
 	"github.com/stead-dev/stead/internal/session/seats"
+	"github.com/stead-dev/stead/internal/tell"
 	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
@@ -27,8 +27,8 @@ type Options struct {
 	Dial   tunnel.Dialer
 	Secret []byte
 	Build  string
-	Target string    // as the user named it, for messages
-	Log    io.Writer // our own lines
+	Target string       // as the user named it, for messages
+	Says   *tell.Teller // our own lines
 
 	Pod    string        // beside which Dial's agent stands, "" where that is the target itself
 	Pods   seats.Source  // follows the target's pods, nil where there is that one alone
@@ -135,13 +135,10 @@ type run struct {
 	names *names
 	ctx   context.Context
 	work  sync.WaitGroup
-
-	mu   sync.Mutex // of o.Log, and of said
-	said map[string]bool
 }
 
 func newRun(ctx context.Context, o Options) *run {
-	return &run{o: o, ctx: ctx, said: make(map[string]bool)}
+	return &run{o: o, ctx: ctx}
 }
 
 // Ports carries the given ports until ctx ends (nil) or the agent is lost for good.
@@ -218,25 +215,11 @@ func (r *run) subscribe(s wire.Subscribe) (*pod.Subscription, error) {
 }
 
 func (r *run) say(format string, a ...any) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	fmt.Fprintf(r.o.Log, "stead: "+format+"\n", a...)
+	r.o.Says.Say(fmt.Sprintf("stead: "+format, a...))
 }
 
 // trouble tells what is tried again and again, once.
-func (r *run) trouble(err error) {
-	r.mu.Lock()
-	told := r.said[err.Error()]
-	if !told && len(r.said) < maxSaid {
-		r.said[err.Error()] = true
-	}
-	r.mu.Unlock()
-	if !told {
-		r.say("%v", err)
-	}
-}
-
-const maxSaid = 1000
+func (r *run) trouble(err error) { r.o.Says.Once("stead: " + err.Error()) }
 
 // local opens one -L.
 func (r *run) local(l Local) error {

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/stead-dev/stead/internal/tell"
 )
 
 func TestForwardsAreRead(t *testing.T) {
@@ -52,11 +54,13 @@ func TestWhatIsNoForwardIsRefusedWithTheReason(t *testing.T) {
 // A port that somebody else has is asked for every two seconds.
 func TestATroubleThatStaysIsToldOnce(t *testing.T) {
 	var log strings.Builder
-	r := newRun(t.Context(), Options{Log: &log})
+	says := tell.New(&log)
+	r := newRun(t.Context(), Options{Says: says})
 	for range 3 {
 		r.trouble(errors.New("bob is stealing it already"))
 		r.trouble(errors.New("eve is stealing it already"))
 	}
+	says.Close()
 	if want := "stead: bob is stealing it already\nstead: eve is stealing it already\n"; log.String() != want {
 		t.Errorf("told %q", log.String())
 	}

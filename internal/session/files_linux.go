@@ -387,6 +387,8 @@ func mountHint(err error) string {
 		return n
 	}
 	switch {
+	case errors.Is(err, unix.EMFILE):
+		return ""
 	case read("kernel/apparmor_restrict_unprivileged_userns") == 1:
 		return "printf 'abi <abi/4.0>,\\nprofile stead /**/stead flags=(unconfined) {\\n userns,\\n}\\n' | sudo tee /etc/apparmor.d/stead && sudo systemctl reload apparmor (AppArmor forbids user namespaces to programs without a profile)"
 	case read("user/max_user_namespaces") == 0:

@@ -1,11 +1,11 @@
 package session
 
 import (
-	"io"
 	"time"
 
 	"github.com/stead-dev/stead/internal/policy"
 	"github.com/stead-dev/stead/internal/session/seats"
+	"github.com/stead-dev/stead/internal/tell"
 	"github.com/stead-dev/stead/internal/tunnel"
 	"github.com/stead-dev/stead/internal/wire"
 )
@@ -34,8 +34,8 @@ type Options struct {
 	Laptop   []policy.AddressRule // destinations that stay on the laptop
 	Files    Files
 
-	Stderr io.Writer // where our few lines go
-	Quiet  bool      // warnings only
+	Says  *tell.Teller // our few lines
+	Quiet bool         // warnings only
 }
 
 // Door names the way by which the program's path calls reach the pod's files.

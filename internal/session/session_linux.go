@@ -40,7 +40,7 @@ func Run(ctx context.Context, o Options) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	s := &run{o: o, says: newTeller(o.Stderr), move: make(chan struct{}, 1)}
+	s := &run{o: o, move: make(chan struct{}, 1)}
 	defer s.close()
 	// What this machine does for the program goes on while the pod is asked.
 	begun, planned := make(chan error, 1), make(chan *files, 1)
@@ -78,7 +78,6 @@ type run struct {
 	files *files
 	sup   *notify.Supervisor
 	proc  *launch.Process
-	says  *teller
 }
 
 // close gives back what was taken, in reverse order.
@@ -101,7 +100,6 @@ func (s *run) close() {
 	if s.pods != nil {
 		s.pods.Close()
 	}
-	s.says.close()
 }
 
 // attach reaches the agent, and those beside the target's other pods.
@@ -295,22 +293,22 @@ func (s *run) event(e wire.Event) { s.notice(e.Text) }
 
 // trouble tells what the program's errno cannot; the same line once.
 func (s *run) trouble(err error) {
-	s.says.once("warning: " + err.Error())
+	s.o.Says.Once("warning: " + err.Error())
 	if hint := fault.Hint(err); hint != "" {
-		s.says.once("hint: " + hint)
+		s.o.Says.Once("hint: " + hint)
 	}
 }
 
 func (s *run) notice(text string) {
 	if !s.o.Quiet {
-		s.says.once("stead: " + text)
+		s.o.Says.Once("stead: " + text)
 	}
 }
 
 // tell is notice for what may happen more than once.
 func (s *run) tell(text string) {
 	if !s.o.Quiet {
-		s.says.tell("stead: " + text)
+		s.o.Says.Say("stead: " + text)
 	}
 }
 

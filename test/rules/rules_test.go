@@ -31,13 +31,13 @@ var mayImport = map[string][]string{
 	"cmd/stead-launch": {"internal/launch", "internal/fault"},
 	"internal/cli":     {"internal/"},
 
-	"internal/session":          {"internal/session/", "internal/intercept", "internal/intercept/", "internal/launch", "internal/podfs", "internal/policy", "internal/tunnel", "internal/wire", "internal/fault", "internal/sys"},
+	"internal/session":          {"internal/session/", "internal/intercept", "internal/intercept/", "internal/launch", "internal/podfs", "internal/policy", "internal/tell", "internal/tunnel", "internal/wire", "internal/fault", "internal/sys"},
 	"internal/session/pod":      {"internal/tunnel", "internal/wire", "internal/fault"},
 	"internal/session/outgoing": {"internal/intercept", "internal/policy", "internal/tunnel", "internal/wire", "internal/inet"},
 	"internal/session/seats":    {"internal/session/pod", "internal/tunnel", "internal/wire", "internal/fault"},
 	"internal/session/incoming": {"internal/intercept", "internal/session/pod", "internal/tunnel", "internal/wire", "internal/inet", "internal/fault"},
 
-	"internal/forward": {"internal/session/pod", "internal/session/seats", "internal/podfs", "internal/tunnel", "internal/wire", "internal/fault"},
+	"internal/forward": {"internal/session/pod", "internal/session/seats", "internal/podfs", "internal/tell", "internal/tunnel", "internal/wire", "internal/fault"},
 
 	"internal/launch":           {"internal/intercept/mountns", "internal/intercept/notify", "internal/sys", "internal/fault"},
 	"internal/intercept/notify": {"internal/intercept", "internal/sys", "internal/inet", "internal/fault"},
@@ -46,6 +46,8 @@ var mayImport = map[string][]string{
 
 	"internal/kube":       {"internal/kube/", "internal/knock", "internal/tunnel", "internal/wire", "internal/fault"},
 	"internal/kube/image": {"internal/fault"},
+
+	"internal/tell": {"internal/fault"},
 
 	"internal/local":            {"internal/local/", "internal/tunnel", "internal/fault"},
 	"internal/local/beside":     {"internal/agent", "internal/sys", "internal/fault"},

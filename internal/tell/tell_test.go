@@ -1,6 +1,4 @@
-//go:build linux
-
-package session
+package tell
 
 import (
 	"bytes"
@@ -13,32 +11,32 @@ import (
 
 func TestWhatIsToldIsWrittenInOrderAndOnce(t *testing.T) {
 	var b bytes.Buffer
-	s := newTeller(&b)
+	s := New(&b)
 	for i := range 2 {
-		s.once("a")
-		s.tell(fmt.Sprint("b", i))
-		s.once("c")
+		s.Once("a")
+		s.Say(fmt.Sprint("b", i))
+		s.Once("c")
 	}
-	s.close()
+	s.Close()
 	if got := b.String(); got != "a\nb0\nc\nb1\n" {
 		t.Errorf("%q", got)
 	}
-	s.tell("after the end")
-	s.once("after the end")
-	s.close()
+	s.Say("after the end")
+	s.Once("after the end")
+	s.Close()
 }
 
 // Whoever tells something goes on though nobody reads; what was told is there when somebody does.
 func TestNobodyWaitsForAReader(t *testing.T) {
 	r, w := io.Pipe()
-	s := newTeller(w)
+	s := New(w)
 	var all sync.WaitGroup
 	for i := range 3 * unread {
-		all.Go(func() { s.once(fmt.Sprintf("line %03d", i)) })
+		all.Go(func() { s.Once(fmt.Sprintf("line %03d", i)) })
 	}
 	all.Wait() // for ever, if one waited for the reader
 	closed := make(chan struct{})
-	go func() { defer w.Close(); defer close(closed); s.close() }()
+	go func() { defer w.Close(); defer close(closed); s.Close() }()
 	b, err := io.ReadAll(r)
 	if err != nil {
 		t.Fatal(err)
