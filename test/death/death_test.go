@@ -123,7 +123,7 @@ const server = `
 import http.server, os, socket, threading, time
 class H(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        print("got", flush=True)
+        print("got\n", end="", flush=True) # one write: threads print
         b = b"program\n"; self.send_response(200); self.send_header("Content-Length", str(len(b))); self.end_headers(); self.wfile.write(b)
     def log_message(self, *a): pass
 class S(http.server.ThreadingHTTPServer): request_queue_size = 128

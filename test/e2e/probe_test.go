@@ -20,7 +20,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-        print(self.path, self.headers["User-Agent"].split("/")[0], flush=True)
+        print(self.path + " " + self.headers["User-Agent"].split("/")[0] + "\n", end="", flush=True) # one write: two probes come at once
     def log_message(self, *args):
         pass
 server = http.server.ThreadingHTTPServer(("", 8080), Handler)
