@@ -89,8 +89,9 @@ func question(k flowKey) []byte {
 		})
 		return nil
 	})
-	attrs, _ := e.Encode()                                           // these always fit
-	return append([]byte{family, unix.NFNETLINK_V0, 0, 0}, attrs...) // struct nfgenmsg
+	attrs, _ := e.Encode() // these always fit
+	nfgenmsg := []byte{family, unix.NFNETLINK_V0, 0, 0}
+	return append(nfgenmsg, attrs...)
 }
 
 // replyTuple are the ends of a connection's answers: from whom, and to whom.

@@ -23,8 +23,9 @@ import (
 // not speak first is kept waiting only if it is the node that calls, on a port that speaks HTTP, where
 // clients speak first.
 
-// probeWithin bounds the wait for a first byte from the node. The kubelet sends one at once, but later if its CPU
-// is taken from it just then; it gives a probe up after a second, if nobody says otherwise (timeoutSeconds).
+// probeWithin bounds the wait for a first byte from the node. The kubelet sends one at once, but later if
+// its CPU is taken from it just then; it gives a probe up after a second, if nobody says otherwise
+// (timeoutSeconds).
 const probeWithin = 2 * time.Second
 
 // probes are those of one port.

@@ -68,7 +68,7 @@ cannot be executed, 127 when it was not found.`,
 			err := a.exec(c.Context(), &f, args)
 			var limit syscall.Rlimit
 			if errors.Is(err, syscall.EMFILE) && syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) == nil {
-				// Whoever failed had another reason in mind.
+				// In the place of any other advice: who gave that had another reason in mind.
 				err = &fault.Error{Err: err, Exit: fault.Exit(err),
 					Hint: fmt.Sprintf("sudo prlimit --nofile=65536 --pid $$ (for this shell, where at most %d files can be open; each of the program's connections takes some)", limit.Max)}
 			}

@@ -82,39 +82,36 @@ func byMounter(what string, count int, uids, gids syscall.SysProcIDMap) (fds []i
 	if err = errors.Join(rerr, err); err != nil {
 		return nil, fmt.Errorf("mounter: %w", err)
 	}
-	if flags&unix.MSG_CTRUNC != 0 { // there was no number for one of them
-		closeRights(oob[:oobn])
+	fds = rights(oob[:oobn])
+	switch {
+	case flags&unix.MSG_CTRUNC != 0: // there was no number for one of them
+		closeAll(fds)
 		return nil, &mountns.Unavailable{Step: "take the mounts", Err: unix.EMFILE}
+	case len(fds) == count:
+		return fds, nil
+	case len(fds) > 0:
+		closeAll(fds)
+		return nil, fmt.Errorf("mounter: %d descriptors instead of %d", len(fds), count)
+	case n < 4:
+		return nil, errors.New("mounter: no answer")
 	}
-	if oobn == 0 {
-		if n < 4 {
-			return nil, errors.New("mounter: no answer")
-		}
-		errno := unix.Errno(b[0]) | unix.Errno(b[1])<<8
-		return nil, &mountns.Unavailable{Step: string(b[4:n]), Err: errno}
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err == nil && len(msgs) == 1 {
-		fds, err = unix.ParseUnixRights(&msgs[0])
-	}
-	if err == nil && len(fds) != count {
-		closeRights(oob[:oobn])
-		err = fmt.Errorf("%d instead of %d", len(fds), count)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("mounter: its descriptors: %w", err)
-	}
-	return fds, nil
+	errno := unix.Errno(b[0]) | unix.Errno(b[1])<<8
+	return nil, &mountns.Unavailable{Step: string(b[4:n]), Err: errno}
 }
 
-// closeRights closes the descriptors that came with a message.
-func closeRights(oob []byte) {
+// rights are the descriptors that came with a message.
+func rights(oob []byte) (fds []int) {
 	msgs, _ := unix.ParseSocketControlMessage(oob)
 	for i := range msgs {
-		fds, _ := unix.ParseUnixRights(&msgs[i])
-		for _, fd := range fds {
-			unix.Close(fd)
-		}
+		got, _ := unix.ParseUnixRights(&msgs[i])
+		fds = append(fds, got...)
+	}
+	return fds
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
 	}
 }
 

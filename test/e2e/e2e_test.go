@@ -225,7 +225,7 @@ func podOf(t *testing.T, app string) string {
 	return names[0]
 }
 
-// nodeOf is the node of a pod: the scheduler chooses it, another one each time.
+// nodeOf is the node of a pod: the scheduler chooses it, and no test may take it for granted.
 func nodeOf(t *testing.T, ns, pod string) string {
 	t.Helper()
 	r := kubectl("get", "pod", pod, "-n", ns, "-o", "jsonpath={.spec.nodeName}")
